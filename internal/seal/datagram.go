@@ -123,7 +123,7 @@ func (o *Opener) Open(dst, datagram []byte) ([]byte, Boot, uint64, error) {
 		if k == nil {
 			return dst, Boot{}, 0, ErrKey
 		}
-		s = &sender{aead: newAEAD(derive(k, sk.boot[:], o.purpose, 32))}
+		s = newSender(k, sk.boot, o.purpose)
 	} else if !s.window.fresh(seq) {
 		return dst, Boot{}, 0, ErrReplay
 	}
@@ -141,6 +141,11 @@ func (o *Opener) Open(dst, datagram []byte) ([]byte, Boot, uint64, error) {
 		o.admit(sk, s)
 	}
 	return plain, sk.boot, seq, nil
+}
+
+// newSender takes boot by value: the caller's copy then stays off the heap.
+func newSender(k *key, boot Boot, purpose string) *sender {
+	return &sender{aead: newAEAD(derive(k, boot[:], purpose, 32))}
 }
 
 // admit remembers a sender whose first datagram opened, in place of the one
