@@ -1,0 +1,70 @@
+# Targets install what they need: Debian packages with apt-get, Go tools at
+# pinned versions, lab kernels as unpacked packages below .cache.
+
+GO          ?= go
+KERNEL      ?= 6.1
+SYNC        ?= syncd
+OUT         ?= out
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+
+# Debian packages that the tests and the demo run: the real servers, the
+# peers, the emulator.
+PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 kmod \
+            nginx-light redis-server tcpdump
+
+# Packages whose tests need a kernel with IPVS; elsewhere they skip with a
+# reason, in the lab's guests they must run.
+LAB_TESTS := ./ipvs ./partition/... ./test/e2e
+
+export CGO_ENABLED = 0
+# Plain "go vet" and friends must not reach for another toolchain.
+export GOTOOLCHAIN = local
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## static binaries bin/saru and bin/syncd, and the lab's bin/lab and bin/demo
+	$(GO) build -trimpath -o bin/ ./cmd/saru ./cmd/syncd ./test/lab/cmd/lab ./test/demo/cmd/demo
+
+.PHONY: deps
+deps: ## install the Debian packages that tests and demo need (as root)
+	@test/install.sh $(PACKAGES)
+
+.PHONY: lint
+lint: ## formatting (gofumpt), go vet, staticcheck
+	@bad=$$($(GO) run $(GOFUMPT) -l .); test -z "$$bad" || { echo "gofumpt would change:"; echo "$$bad"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+.PHONY: test
+test: deps build ## everything: unit, native namespaces, and the lab on 6.1
+	@{ $(GO) test -json ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1; } | $(GO) run ./test/cmd/testsum
+
+.PHONY: test-kernels
+test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
+	@{ $(MAKE) --no-print-directory lab-tests KERNEL=6.1; $(MAKE) --no-print-directory lab-tests KERNEL=6.12; } | $(GO) run ./test/cmd/testsum
+
+# One guest at a time (-p 1): a guest takes both cores.
+.PHONY: lab-tests
+lab-tests:
+	@bin/lab fetch --kernel $(KERNEL) >&2
+	@$(GO) test -json -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --' $(LAB_TESTS)
+
+.PHONY: demo
+demo: deps build ## three directors, six power cuts, every flow must live (KERNEL=6.1|6.12, SYNC=syncd|kernel|kernel-tuned)
+	bin/demo --host --kernel $(KERNEL) --sync $(SYNC) --out $(CURDIR)/$(OUT)/demo-$(KERNEL)-$(SYNC)
+
+.PHONY: race
+race: ## unit and native tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+.PHONY: bench
+bench: ## benchmarks, with allocations
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: clean
+clean: ## remove what was built, and the lab's output; keep .cache
+	rm -rf bin out
