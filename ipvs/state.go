@@ -1,0 +1,115 @@
+package ipvs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// sysctlDir is where IPVS's sysctls of this network namespace are.
+const sysctlDir = "/proc/sys/net/ipv4/vs"
+
+// A setting is one sysctl and its value before we changed it.
+type setting struct {
+	Name string `json:"name"`
+	Was  string `json:"was"`
+}
+
+// A saved is what a Tap must put back, kept in a file so that the next one
+// can after a crash.
+type saved struct {
+	// Where it is valid: this boot, this network namespace.
+	Boot    string `json:"boot"`
+	Netns   string `json:"netns"`
+	Sysctls []setting
+}
+
+func here() (saved, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return saved{}, fmt.Errorf("boot id: %w", err)
+	}
+	ns, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return saved{}, fmt.Errorf("network namespace: %w", err)
+	}
+	return saved{Boot: strings.TrimSpace(string(boot)), Netns: ns}, nil
+}
+
+// loadSaved reads the file that a Tap before us left. It returns false if
+// there is none, or one of another boot or network namespace.
+func loadSaved(path string, now saved) (saved, bool, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return now, false, nil
+	}
+	if err != nil {
+		return now, false, fmt.Errorf("saved kernel settings: %w", err)
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return now, false, fmt.Errorf("saved kernel settings %s: %w", path, err)
+	}
+	if s.Boot != now.Boot || s.Netns != now.Netns {
+		return now, false, nil
+	}
+	return s, true, nil
+}
+
+func (s saved) store(path string) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("save kernel settings: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("save kernel settings: %w", err)
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save kernel settings: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("save kernel settings: %w", err)
+	}
+	return nil
+}
+
+func readSysctl(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(sysctlDir, name))
+	return strings.TrimSpace(string(b)), err
+}
+
+func writeSysctl(name, value string) error {
+	return os.WriteFile(filepath.Join(sysctlDir, name), []byte(value+"\n"), 0o644)
+}
+
+// read fills in what the sysctls named in want are now, in order. Those that
+// the kernel does not have are left out.
+func (s *saved) read(want []setting) error {
+	for _, w := range want {
+		was, err := readSysctl(w.Name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read sysctl: %w", err)
+		}
+		s.Sysctls = append(s.Sysctls, setting{w.Name, was})
+	}
+	return nil
+}
+
+// restore puts everything back, the last changed first.
+func (s saved) restore() error {
+	var errs []error
+	for i := len(s.Sysctls) - 1; i >= 0; i-- {
+		if err := writeSysctl(s.Sysctls[i].Name, s.Sysctls[i].Was); err != nil {
+			errs = append(errs, fmt.Errorf("restore sysctl: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
