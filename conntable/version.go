@@ -1,0 +1,94 @@
+package conntable
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+)
+
+// A NodeID names a director in versions. It is a digest of the node's name,
+// so a node keeps it over restarts.
+type NodeID uint32
+
+// NodeIDOf returns the NodeID of the node called name. It is never 0.
+func NodeIDOf(name string) NodeID {
+	sum := sha256.Sum256([]byte("saru node v1\x00" + name))
+	return NodeID(max(1, binary.BigEndian.Uint32(sum[:])))
+}
+
+// A Version orders all records of one connection. The zero Version is older
+// than any other.
+type Version struct {
+	Clock uint64 // hybrid logical clock, microseconds since 1970
+	Node  NodeID // who made it
+}
+
+// Compare returns -1, 0 or 1 as v is older than, the same as or newer than w.
+func (v Version) Compare(w Version) int {
+	if c := cmp.Compare(v.Clock, w.Clock); c != 0 {
+		return c
+	}
+	return cmp.Compare(v.Node, w.Node)
+}
+
+const (
+	// MaxClock is the highest Version.Clock that is believed; it leaves the
+	// clock room to count on after the worst peer.
+	MaxClock = 1 << 60
+
+	// LiveClock is lower than the clock of any version that a Clock makes.
+	// Below it are versions of entries whose history is not known: what a
+	// daemon finds in its kernel at start (see FoundVersion).
+	LiveClock = 1 << 42 // 1970-02-20
+)
+
+// FoundVersion returns the version of an entry that node found in its kernel
+// with so much time remaining: older than whatever a living syncd said, and
+// among findings the fresher one wins.
+func FoundVersion(node NodeID, remaining time.Duration) Version {
+	return Version{uint64(min(max(remaining/time.Microsecond, 1), LiveClock-1)), node}
+}
+
+// A Clock makes one node's versions. It is a hybrid logical clock (Kulkarni et
+// al., "Logical Physical Clocks", 2014) in one number: wall-clock microseconds
+// that never go back, never repeat, and are above all that was observed. It is
+// safe for concurrent use.
+type Clock struct {
+	node NodeID
+	last atomic.Uint64
+}
+
+// NewClock returns the Clock of node.
+func NewClock(node NodeID) *Clock { return &Clock{node: node} }
+
+// Node returns whose clock it is.
+func (c *Clock) Node() NodeID { return c.node }
+
+// Next returns a version higher than all before.
+func (c *Clock) Next() Version {
+	for {
+		last := c.last.Load()
+		t := max(wall(), last+1)
+		if c.last.CompareAndSwap(last, t) {
+			return Version{t, c.node}
+		}
+	}
+}
+
+// Now returns the clock's reading without making a version.
+func (c *Clock) Now() uint64 { return max(wall(), c.last.Load()) }
+
+// Observe makes all versions to come higher than clock. A reading over
+// MaxClock is not believed.
+func (c *Clock) Observe(clock uint64) {
+	for {
+		last := c.last.Load()
+		if clock <= last || clock > MaxClock || c.last.CompareAndSwap(last, clock) {
+			return
+		}
+	}
+}
+
+func wall() uint64 { return max(LiveClock, uint64(max(0, time.Now().UnixMicro()))) }
