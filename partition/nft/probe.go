@@ -1,0 +1,91 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"saru/partition"
+)
+
+// A feature is something that the filter needs of the kernel.
+type feature struct {
+	name  string
+	chain nftables.ChainHook
+	rule  func(t *table) phrase // nil: the chain alone
+}
+
+var features = []feature{
+	{"nf_tables with an ingress hook in family inet (Linux 5.10)", inetIngress, nil},
+	{"meta priority (nft_meta)", inetIngress, func(*table) phrase { return setPriority([4]byte{}) }},
+	{"sets and lookups (nft_set_hash)", inetIngress, func(t *table) phrase { return toVIP(t.vips) }},
+	{"jhash (nft_hash)", inetIngress, func(t *table) phrase {
+		return bucketOf(partition.Hash{Sense: partition.SrcPort, Buckets: 256})
+	}},
+	{"sets renewed by packets, with timeouts (nft_dynset)", *nftables.ChainHookOutput, func(t *table) phrase {
+		return phrase{immediate(keyReg, 0, 0, 0, 0), update(t.lease, keyReg, senderLife)}
+	}},
+	{"meta skuid (nft_meta)", *nftables.ChainHookOutput, func(*table) phrase {
+		return meta(expr.MetaKeySKUID, 0, 0, 0, 0)
+	}},
+	{"named counters (nft_objref)", inetIngress, func(*table) phrase { return count(cntAccepted) }},
+}
+
+// Probe says whether the kernel has what a Filter needs. The error names what
+// is missing and is ErrNotSupported, or unix.EPERM without CAP_NET_ADMIN. No
+// state is changed: each trial is a transaction made to fail at its end.
+func Probe() error {
+	for _, ft := range features {
+		if err := ft.probe(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (ft *feature) probe() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nft: %w", err)
+	}
+	t := newTable("saru-probe")
+	c.AddTable(t.Table)
+	ch := chain{name: "probe", hook: &ft.chain, rules: nil}
+	if ft.chain == inetIngress {
+		ch.device = "lo"
+	}
+	if ft.rule != nil {
+		c.AddObj(&nftables.NamedObj{Table: t.Table, Name: cntAccepted, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+		for _, s := range []*nftables.Set{t.vips, t.lease} {
+			if err := c.AddSet(s, nil); err != nil {
+				return fmt.Errorf("nft: %w", err)
+			}
+		}
+		ch.rules = []phrase{ft.rule(t)}
+	}
+	ch.declare(c, t.Table)
+	c.AddTable(t.gate)
+	g := gate(&Config{Interface: "lo", MAC: make([]byte, 6)}, secrets{})
+	g.declare(c, t.gate)
+	// The poison: the table exists by now. All messages of a transaction are
+	// tried and the errors come in their order, so this one comes last.
+	c.CreateTable(t.Table)
+	err = c.Flush()
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("nft: nf_tables needs root or CAP_NET_ADMIN: %w", err)
+	case err == nil:
+		return fmt.Errorf("nft: the kernel created table %s twice; remove it with: nft delete table inet %s", t.Name, t.Name)
+	}
+	var op *netlink.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	return fmt.Errorf("nft: %s: %w: %w", ft.name, ErrNotSupported, err)
+}
