@@ -34,7 +34,7 @@ func openSysctls(file string) (sysctls, error) {
 	}
 	if err == nil {
 		for key := range s.saved {
-			if !filepath.IsLocal(key) || !strings.HasPrefix(key, "net/ipv4/conf/") {
+			if filepath.Clean(key) != key || !strings.HasPrefix(key, "net/ipv4/conf/") {
 				err = fmt.Errorf("unexpected key %q", key)
 			}
 		}
