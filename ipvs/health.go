@@ -2,7 +2,10 @@ package ipvs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,10 +18,10 @@ const (
 	silentAfter = 3 * time.Second
 	// ahead is how long before its ping an entry is injected.
 	ahead = time.Second
-	// idleCheck is how often a Tap without beats looks for the reason.
-	idleCheck = time.Second
-	// guardCheck is how often the guard is looked for.
-	guardCheck = 5 * time.Second
+	// judgeEvery is how often the tap judges its health.
+	judgeEvery = time.Second
+	// guardEvery is how often the guard is looked for.
+	guardEvery = 5 * time.Second
 )
 
 // beats remembers when each heartbeat went out and the last came back.
@@ -64,116 +67,116 @@ func (b *beats) last() (time.Time, time.Duration) {
 }
 
 // beat sends the heartbeat: at each tick it injects an entry and pings the one
-// injected a second ago. Between, it finds out why none comes back.
-func (t *Tap) beat(ctx context.Context) error {
+// injected a second ago. Once a second it judges what came of it.
+func (t *Tap) beat(ctx context.Context) {
 	b := t.beats
-	if _, _, err := t.inj.inject(b.entries[:b.ahead]); err != nil {
-		t.fail(err.Error())
-	}
+	_, _, trouble := t.inj.inject(b.entries[:b.ahead])
 	tick := time.NewTicker(time.Second / time.Duration(t.cfg.BeatRate))
 	defer tick.Stop()
 	started := time.Now()
-	checked, guarded := started, started
+	judged, guarded := started, started
 	for i := 0; ; i = (i + 1) % len(b.entries) {
 		var now time.Time
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case now = <-tick.C:
 		}
 		next := (i + b.ahead) % len(b.entries)
-		if _, _, err := t.inj.inject(b.entries[next : next+1]); err != nil {
-			t.fail(err.Error())
-		}
+		_, _, err := t.inj.inject(b.entries[next : next+1])
 		b.out(i, time.Now())
-		if err := t.pinger.ping(&b.entries[i]); err != nil {
-			t.fail(err.Error())
+		trouble = errors.Join(trouble, err, t.pinger.ping(&b.entries[i]))
+		if now.Sub(judged) >= judgeEvery {
+			t.judge(trouble, now.Sub(started))
+			judged, trouble = now, nil
 		}
-		if now.Sub(checked) >= idleCheck {
-			checked = now
-			t.judge(now, started)
-		}
-		if now.Sub(guarded) >= guardCheck {
-			guarded = now
+		if now.Sub(guarded) >= guardEvery {
 			t.keepGuard()
+			guarded = now
 		}
 	}
 }
 
-// judge decides whether the capture works, and mends what it can.
-func (t *Tap) judge(now, started time.Time) {
-	last := t.LastBeat()
-	if last.IsZero() {
-		last = started
-	}
-	if now.Sub(last) < silentAfter {
-		if !t.LastBeat().IsZero() {
-			t.healthy()
+// judge decides whether the capture works, and mends what it can. trouble is
+// what failed since it last did, running how long the tap runs.
+func (t *Tap) judge(trouble error, running time.Duration) {
+	reason := t.mendThreads()
+	silent := min(time.Since(t.LastBeat()), running)
+	switch {
+	case reason != "":
+	case trouble != nil:
+		reason = firstLine(trouble)
+	case silent < silentAfter:
+		if t.LastBeat().IsZero() && !t.noServices() {
+			return // too early to tell
 		}
-		return
+	case !t.noServices():
+		reason = fmt.Sprintf("for %d s no heartbeat from %v to %v came back; does a firewall drop them on lo, or is %s down?",
+			int(silent.Seconds()), beatNet, beatAddr, t.cfg.Interface)
 	}
-	defer t.ready()
-	if reason := t.diagnose(); reason != "" {
-		t.fail(reason)
-		return
-	}
-	t.healthy()
+	t.setProblem(reason)
+	t.ready()
 }
 
-// diagnose says why no heartbeat comes back, or nothing if none is due. It
-// starts sync threads that somebody stopped.
-func (t *Tap) diagnose() string {
-	if services, err := t.client.Services(); err == nil && len(services) == 0 {
-		return "" // IPVS sees no packets
-	}
+// noServices says whether IPVS has no virtual service: then it may not look
+// at packets at all, and no heartbeat is due.
+func (t *Tap) noServices() bool {
+	services, err := t.client.Services()
+	return err == nil && len(services) == 0
+}
+
+// mendThreads starts a sync thread of ours that somebody stopped, and says
+// what is wrong if it cannot.
+func (t *Tap) mendThreads() string {
 	daemons, err := t.client.Daemons()
 	if err != nil {
 		return err.Error()
 	}
 	for _, want := range t.cfg.daemons() {
-		running := false
-		for _, d := range daemons {
-			if d.Role != want.Role {
-				continue
+		i := slices.IndexFunc(daemons, func(d Daemon) bool { return d.Role == want.Role })
+		switch {
+		case i >= 0 && t.cfg.ours(daemons[i]):
+		case i >= 0:
+			return t.cfg.foreign(daemons[i])
+		default:
+			if err := t.client.StartDaemon(want); err != nil {
+				return err.Error()
 			}
-			if !t.cfg.ours(d) {
-				return fmt.Sprintf("somebody else took the %s sync thread, for interface %q and sync ID %d; stop it with \"ipvsadm --stop-daemon %s\"",
-					d.Role, d.Interface, d.SyncID, d.Role)
-			}
-			running = true
+			t.log.Warn("somebody stopped a sync thread; started again", "thread", want.Role.String())
 		}
-		if running {
-			continue
-		}
-		if err := t.client.StartDaemon(want); err != nil {
-			return err.Error()
-		}
-		t.log.Warn("somebody stopped a sync thread; started again", "thread", want.Role.String())
 	}
-	return fmt.Sprintf("heartbeats sent from %v to %v do not come back; does a firewall drop them on lo, or is %s down?", beatNet, beatAddr, t.cfg.Interface)
+	return ""
 }
 
-func (t *Tap) fail(reason string) {
-	if old := t.problem.Swap(&reason); old == nil || *old != reason {
-		t.log.Warn("capture degraded", "reason", reason)
-	}
+// firstLine is one of joined errors, which mostly are the same one again.
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
 }
 
-func (t *Tap) healthy() {
-	if old := t.problem.Swap(nil); old != nil {
+// setProblem says why the capture is degraded; nothing if it works.
+func (t *Tap) setProblem(reason string) {
+	old := t.problem.Load()
+	switch {
+	case reason == "" && old != nil:
+		t.problem.Store(nil)
 		t.log.Info("capture works again", "was", *old)
+	case reason != "":
+		t.problem.Store(&reason)
+		if old == nil {
+			t.log.Warn("capture degraded", "reason", reason)
+		}
 	}
 }
 
 // keepGuard puts the guard back if somebody flushed the ruleset.
 func (t *Tap) keepGuard() {
-	if !t.guarded.Load() {
-		return
-	}
 	if ok, err := t.guard.present(); err != nil || ok {
 		return
 	}
-	t.log.Warn("somebody removed our nftables table; putting it back", "table", t.cfg.Interface)
+	if t.guarded.Load() {
+		t.log.Warn("somebody removed our nftables table; putting it back", "table", t.cfg.Interface)
+	}
 	t.installGuard()
 }
 

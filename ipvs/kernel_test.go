@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
@@ -121,6 +122,7 @@ func testLog(t testing.TB) *slog.Logger {
 // running runs tap until the test ends, then closes it.
 func running(t *testing.T, tap *Tap) (stop func()) {
 	t.Helper()
+	leaks := goleak.IgnoreCurrent()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- tap.Run(ctx) }()
@@ -132,6 +134,7 @@ func running(t *testing.T, tap *Tap) (stop func()) {
 		if err := tap.Close(); err != nil {
 			t.Errorf("close: %v", err)
 		}
+		goleak.VerifyNone(t, leaks)
 	})
 	t.Cleanup(stop)
 	select {
@@ -224,8 +227,10 @@ type answer struct {
 
 // director is the second director: it injects what it is told.
 func director(dir string, in io.Reader, out io.Writer) error {
-	if err := serve(); err != nil {
-		return err
+	if services, err := exec.Command("ipvsadm", "-Sn").Output(); err != nil || len(services) == 0 {
+		if err := serve(); err != nil {
+			return err
+		}
 	}
 	tap, err := OpenTap(slog.New(slog.NewTextHandler(os.Stderr, nil)), Config{StateFile: filepath.Join(dir, "b.json")})
 	if err != nil {
@@ -265,15 +270,29 @@ func director(dir string, in io.Reader, out io.Writer) error {
 
 type peer struct {
 	t   *testing.T
+	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Scanner
 }
 
+// newPeer starts a director process in a new network namespace.
 func newPeer(t *testing.T) *peer {
 	t.Helper()
+	p := startDirector(t, t.TempDir(), syscall.CLONE_NEWNET)
+	t.Cleanup(func() {
+		p.in.Close()
+		if err := p.cmd.Wait(); err != nil {
+			t.Errorf("second director: %v", err)
+		}
+	})
+	return p
+}
+
+func startDirector(t *testing.T, dir string, clone uintptr) *peer {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envDirector+"="+t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(os.Environ(), envDirector+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: clone, Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -286,13 +305,7 @@ func newPeer(t *testing.T) *peer {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("second director: %v", err)
-		}
-	})
-	return &peer{t, in, bufio.NewScanner(out)}
+	return &peer{t, cmd, in, bufio.NewScanner(out)}
 }
 
 func (p *peer) ask(op string, c conntable.Connection) answer {
@@ -451,6 +464,173 @@ func TestCloseRestores(t *testing.T) {
 		if _, err := os.Stat(cfg.StateFile); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("state file after a clean stop: %v", err)
 		}
+	}
+}
+
+// TestKilled: what a killed process left is not taken for somebody else's,
+// costs no error messages meanwhile, and the next Tap puts the originals back.
+func TestKilled(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeSysctl("sync_threshold", "2 77"); err != nil {
+		t.Fatal(err)
+	}
+	before := everything(t)
+	dir := t.TempDir()
+	d := startDirector(t, dir, 0)
+	d.ask("find", conntable.Connection{}) // answers once it runs
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+	if left := everything(t); !strings.Contains(left, "syncd0") || !strings.Contains(left, "0\t0") {
+		t.Errorf("a killed process left nothing, so this test shows nothing:\n%s", left)
+	}
+	ln, err := net.Listen("tcp", vip+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for range 3 { // records that the master thread sends to nobody
+		c, err := net.Dial("tcp", vip+":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	time.Sleep(3 * time.Second)
+	tap, err := OpenTap(testLog(t), Config{StateFile: filepath.Join(dir, "b.json")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := running(t, tap)
+	if ok, why := tap.Healthy(); !ok {
+		t.Error(why)
+	}
+	stop()
+	if after := everything(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if log, err := exec.Command("dmesg").Output(); err == nil && strings.Contains(string(log), "ip_vs_send_async error") {
+		t.Errorf("the kernel logged:\n%s", log)
+	}
+}
+
+// TestRecord: every message that the kernel sends for persistent, marked, SIP
+// and plain connections decodes without a drop and encodes to the same bytes.
+// With -v it prints the messages, for kernelsync's testdata.
+func TestRecord(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := errors.Join(
+		serve(),
+		ipvsadm("-A", "-t", vip+":81", "-s", "rr", "-p", "90"),
+		ipvsadm("-a", "-t", vip+":81", "-r", vip+":81", "-g"),
+		ipvsadm("-A", "-u", vip+":53", "-s", "rr"),
+		ipvsadm("-a", "-u", vip+":53", "-r", vip+":53", "-g"),
+	); err != nil {
+		t.Fatal(err)
+	}
+	sip := errors.Join(
+		exec.Command("modprobe", "ip_vs_pe_sip").Run(),
+		ipvsadm("-A", "-u", vip+":5060", "-s", "rr", "-p", "90", "--pe", "sip"),
+		ipvsadm("-a", "-u", vip+":5060", "-r", vip+":5060", "-g"),
+	)
+	if sip != nil {
+		t.Logf("without SIP: %v", sip)
+	}
+	cfg := testConfig(t)
+	cfg.MaxLen = 1472
+	cfg.BeatRate = 1 // so that few of the printed records are heartbeats
+	tap, err := OpenTap(testLog(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := tap.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	call := "INVITE sip:a@b SIP/2.0\r\nCall-ID: 12345678901@10.81.0.1\r\n\r\n"
+	for _, to := range []struct{ network, port, say string }{
+		{"udp", "53", "x"},
+		{"udp", "5060", call},
+		{"udp", "5060", strings.Replace(call, "12345678901", "4711-another-call", 1)},
+		{"tcp", "80", ""},
+		{"tcp", "81", ""},
+	} {
+		var c net.Conn
+		addr := net.JoinHostPort(vip, to.port)
+		if to.network == "tcp" {
+			ln, err := net.Listen("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+		} else {
+			pc, err := net.ListenPacket("udp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pc.Close()
+		}
+		if c, err = net.Dial(to.network, addr); err != nil {
+			t.Fatal(err)
+		}
+		if to.say != "" {
+			if _, err := io.WriteString(c, to.say); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+	}
+	if err := tap.tun.SetReadDeadline(time.Now().Add(4 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, tunMTU)
+	dec := kernelsync.Decoder{SyncID: tap.cfg.CaptureID}
+	protos := map[string]int{}
+	for {
+		n, err := tap.tun.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, ok := payload(buf[:n], tunAddr, netip.AddrPortFrom(syncGroup, tap.cfg.CapturePort))
+		if !ok {
+			continue
+		}
+		t.Logf("message %x", msg)
+		var again []byte
+		var conns []conntable.Connection
+		if err := dec.Decode(msg, func(c *conntable.Connection) {
+			d := *c
+			d.PEData = slices.Clone(c.PEData)
+			conns = append(conns, d)
+			protos[fmt.Sprintf("%d %v %s", c.Protocol, c.Template, c.PEName)]++
+		}); err != nil {
+			t.Fatal(err)
+		}
+		again, _, err = kernelsync.AppendMessage(nil, tap.cfg.CaptureID, kernelsync.MaxSize, conns)
+		if err != nil || string(again) != string(msg) {
+			t.Errorf("encoded again %x (%v)", again, err)
+		}
+	}
+	t.Logf("%v %+v", protos, dec.Counts)
+	for _, want := range []string{"6 false ", "6 true ", "17 false "} {
+		if protos[want] == 0 {
+			t.Errorf("no record of %q", want)
+		}
+	}
+	if c := dec.Counts; c.Protocol+c.State+c.PE+c.UnknownOption+c.Template+c.OnePacket+c.Miscounted != 0 {
+		t.Errorf("dropped: %+v", c)
 	}
 }
 

@@ -127,6 +127,12 @@ func (c *Config) ours(d Daemon) bool {
 	return false
 }
 
+// foreign says that d is in the way, and how to remove it.
+func (c *Config) foreign(d Daemon) string {
+	return fmt.Sprintf("the kernel's %s sync thread runs on interface %q with sync ID %d and is not ours; "+
+		"stop it with \"ipvsadm --stop-daemon %s\", or remove lvs_sync_daemon from keepalived.conf", d.Role, d.Interface, d.SyncID, d.Role)
+}
+
 // A Tap captures what the kernel's IPVS does with its connections, and
 // injects others. It is a task. Its methods are safe for concurrent use.
 type Tap struct {
@@ -147,6 +153,7 @@ type Tap struct {
 
 	injected, deleted, bad atomic.Uint64
 	guarded                atomic.Bool
+	guardTried             bool                   // of the one goroutine that installs it
 	problem                atomic.Pointer[string] // why Healthy is false
 	closeOnce              sync.Once
 	closeErr               error
@@ -241,8 +248,7 @@ func (t *Tap) refuseForeign() error {
 	}
 	for _, d := range daemons {
 		if !t.cfg.ours(d) {
-			return config.Bad("the kernel's %s sync thread runs on interface %q with sync ID %d and is not ours; "+
-				"stop it with \"ipvsadm --stop-daemon %s\", or remove lvs_sync_daemon from keepalived.conf", d.Role, d.Interface, d.SyncID, d.Role)
+			return config.Bad("%s", t.cfg.foreign(d))
 		}
 	}
 	return nil
@@ -340,10 +346,11 @@ func loopbackUp() error {
 
 func (t *Tap) installGuard() {
 	err := t.guard.install()
-	if err != nil {
+	if err != nil && (t.guarded.Load() || !t.guardTried) {
 		t.log.Warn("other local processes can reach the tap, nftables cannot guard it", "err", err)
 	}
 	t.guarded.Store(err == nil)
+	t.guardTried = true
 }
 
 // Run captures until ctx ends.
@@ -355,13 +362,7 @@ func (t *Tap) Run(ctx context.Context) error {
 	defer stop()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.capture(ctx) })
-	g.Go(func() error {
-		err := t.beat(gctx)
-		if err != nil {
-			t.tun.SetReadDeadline(time.Unix(1, 0))
-		}
-		return err
-	})
+	g.Go(func() error { t.beat(gctx); return nil })
 	return g.Wait()
 }
 
