@@ -3,8 +3,10 @@ package nft_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -133,53 +135,135 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// Acceptance ends by itself: the deadline counts from arming, and nothing sent
-// later than that deadline, by a wide margin, has an acceptor.
+// Acceptance ends by itself. The deadline counts from arming, however late in
+// its time the heartbeat is confirmed: nothing that is sent after it has an
+// acceptor.
 func TestLeaseLapses(t *testing.T) {
-	const lease, slack = 2 * time.Second, 150 * time.Millisecond
-	w := newNetwork(t, 2, config(lease))
+	const lease, jiffies = 2 * time.Second, 60 * time.Millisecond
+	cfg := config(lease)
+	w := newNetwork(t, 1, cfg)
 	w.resolve()
+	d := w.directors[0]
 	before := w.send(20001, 64)
-	armed := time.Now()
-	w.beat(1)
-	type shot struct {
-		number uint32
-		sent   time.Duration // after arming
+	if err := d.filter.Arm(1); err != nil {
+		t.Fatal(err)
 	}
-	var early, late []shot
-	for {
-		at := time.Since(armed)
-		s := shot{w.send(20001, 64), at}
-		switch {
-		case at < lease/3:
-			early = append(early, s)
-		case at > lease+slack:
-			late = append(late, s)
-		}
-		if len(late) == 20 {
-			break
+	armed := time.Now() // not before the kernel's
+	time.Sleep(lease / 6)
+	if err := d.filter.Confirm(1); err != nil {
+		t.Skipf("machine too slow: %v", err)
+	}
+	first := w.send(20001, 64)
+	if got := w.arrived([]uint32{first}, lease)[0][0]; got != 1 && time.Since(armed) < lease/2 {
+		t.Errorf("%d copies under a lease", got)
+	}
+	var late []uint32
+	for len(late) < 30 {
+		after := time.Since(armed)
+		number := w.send(20001, 64)
+		if after > lease+jiffies {
+			late = append(late, number)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	count := func(n uint32) int {
-		return w.directors[0].copies(n) + w.directors[1].copies(n)
-	}
-	w.arrived([]uint32{early[0].number}, 5*time.Second)
-	if count(before) != 0 {
+	if d.copies(before) != 0 {
 		t.Error("accepted without a lease")
 	}
-	for _, s := range early {
-		if time.Since(armed) > lease && count(s.number) == 0 {
-			t.Errorf("sent %v after arming: not accepted", s.sent)
+	for i, number := range late {
+		if d.copies(number) != 0 {
+			t.Errorf("datagram %d sent after the deadline: accepted", i)
 		}
 	}
-	for _, s := range late {
-		if count(s.number) != 0 {
-			t.Errorf("sent %v after arming: accepted", s.sent)
-		}
-	}
-	if s, err := w.directors[0].filter.Stats(); err != nil || s.LeaseLeft != 0 || s.Lapsed == 0 {
+	if s, err := d.filter.Stats(); err != nil || s.LeaseLeft != 0 || s.Lapsed == 0 {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// A director that has a bucket in rest only carries on with its connections
+// and opens nothing.
+func TestClasses(t *testing.T) {
+	cfg := config(time.Minute)
+	w := newNetwork(t, 1, cfg)
+	w.resolve()
+	w.beat(1)
+	d := w.directors[0]
+	c, err := w.dial(20001, port, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if who, err := hear(c, 5*time.Second); who != d.name {
+		t.Fatalf("%q, %v", who, err)
+	}
+	if err := d.filter.Apply(nft.Desired{Rest: d.owns}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if who, err := hear(c, 5*time.Second); who != d.name {
+		t.Errorf("the open connection: %q, %v", who, err)
+	}
+	if got := w.arrived([]uint32{w.send(20001, 64), w.send(20001, 8000)}, 200*time.Millisecond); got[0][0]+got[1][0] != 0 {
+		t.Error("UDP accepted")
+	}
+	if who, err := w.greeting(20002, 300*time.Millisecond); err == nil {
+		t.Errorf("a new connection: %q", who)
+	}
+	if got := w.ping(1); got[0] != 0 {
+		t.Error("echo request answered")
+	}
+	if err := d.filter.Apply(nft.Desired{Open: d.owns}); err == nil {
+		t.Error("rest without open was applied")
+	}
+}
+
+// Either half of the table alone admits nothing.
+func TestHalfTable(t *testing.T) {
+	for _, half := range []string{"inet", "netdev"} {
+		t.Run(half, func(t *testing.T) {
+			w := newNetwork(t, 1, config(time.Minute))
+			w.resolve()
+			w.beat(1)
+			d := w.directors[0]
+			if got := w.arrived([]uint32{w.send(20001, 64)}, 5*time.Second); got[0][0] != 1 {
+				t.Fatal("not accepted with both")
+			}
+			d.run("nft delete table " + half + " saru")
+			if got := w.arrived([]uint32{w.send(20001, 64), w.send(20001, 8000)}, 200*time.Millisecond); got[0][0]+got[1][0] != 0 {
+				t.Error("accepted")
+			}
+			if ok, err := d.filter.Verify(); ok || err != nil {
+				t.Errorf("verify: %v, %v", ok, err)
+			}
+		})
+	}
+}
+
+// Where something else makes the frames this host's, and our ingress chain is
+// gone, the second judgement still divides them.
+func TestDefaultDeny(t *testing.T) {
+	cfg := config(time.Minute)
+	w := newNetwork(t, 2, cfg)
+	w.resolve()
+	w.beat(1)
+	for _, d := range w.directors {
+		d.run("nft delete chain inet saru ingress")
+		d.run("nft add table netdev other")
+		d.run(`nft add chain netdev other host { type filter hook ingress device "eth0" priority 100 ; }`)
+		d.run("nft add rule netdev other host meta pkttype set host")
+	}
+	ps := ports(100)
+	w.mustDivide(cfg, ps, w.sendMany(ps, 64))
+	for _, d := range w.directors {
+		if err := d.filter.Apply(nft.Desired{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, got := range w.arrived(w.sendMany(ps, 64), 200*time.Millisecond) {
+		if got[0]+got[1] != 0 {
+			t.Errorf("port %d: accepted by nobody's rule", ps[i])
+		}
 	}
 }
 
@@ -413,9 +497,14 @@ func TestBackstop(t *testing.T) {
 		t.Fatalf("%v, %v", s.Settling, err)
 	}
 	// The last ACK of the handshake is in the middle of a connection, so
-	// without IPVS to take it nothing gets beyond the SYN.
-	if who, err := w.greeting(20001, 300*time.Millisecond); who != "" {
-		t.Errorf("%q, %v", who, err)
+	// without IPVS to take it the server never hears it, and does not greet.
+	if c, err := w.dial(20001, port, 5*time.Second); err != nil {
+		t.Error(err)
+	} else {
+		if who, err := hear(c, 300*time.Millisecond); who != "" {
+			t.Errorf("%q, %v", who, err)
+		}
+		c.Close()
 	}
 	if s, err := d.filter.Stats(); err != nil || s.Silenced == 0 {
 		t.Errorf("silenced %d, %v", s.Silenced, err)
@@ -432,6 +521,89 @@ func TestBackstop(t *testing.T) {
 	}
 	if who, err := w.greeting(20002, 5*time.Second); who != d.name {
 		t.Errorf("%q, %v", who, err)
+	}
+}
+
+// With IPVS: a connection whose bucket moves to a director that does not know
+// it hears nothing while the bucket settles, and a reset after that.
+func TestIPVS(t *testing.T) {
+	const service = 4343
+	cfg := config(time.Minute)
+	cfg.Backstop = true
+	w := newNetwork(t, 2, cfg)
+	w.resolve()
+	w.beat(1)
+	if err := w.directors[0].try(func() error { return exec.Command("ipvsadm", "-L").Run() }); err != nil {
+		t.Skip("no IPVS in this kernel, or no ipvsadm")
+	}
+	real := &director{host: newHost(t, "r1"), heard: make(map[uint32]int)}
+	real.plug(w.sw, "10.9.0.200/24")
+	real.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/all/arp_ignore", []byte("1"), 0) })
+	real.run("ip addr add 10.9.0.100/32 dev lo")
+	for _, d := range w.directors {
+		for _, proto := range []string{"-t", "-u"} {
+			d.run(fmt.Sprintf("ipvsadm -A %s %v:%d -s rr", proto, vip, service))
+			d.run(fmt.Sprintf("ipvsadm -a %s %v:%d -r 10.9.0.200 -g", proto, vip, service))
+		}
+	}
+	saved := port
+	port = service
+	real.serve()
+	port = saved
+
+	d1, d2 := w.directors[0], w.directors[1]
+	all := partition.FullSet(cfg.Buckets)
+	share := func(d *director, s partition.Set) {
+		t.Helper()
+		if err := d.filter.Apply(nft.Desired{Open: s, Rest: s}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	share(d2, partition.Set{})
+	share(d1, all)
+	c, err := w.dial(20001, service, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if who, err := hear(c, 10*time.Second); who != "r1" {
+		t.Fatalf("%q, %v", who, err)
+	}
+	if err := d2.filter.Settle(&all, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	share(d1, partition.Set{})
+	share(d2, all)
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if s, err := d2.filter.Stats(); err != nil || s.Silenced > 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing was silenced")
+		}
+	}
+	var timeout net.Error
+	if who, err := hear(c, 300*time.Millisecond); !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Fatalf("while settling: %q, %v; want silence", who, err)
+	}
+	share(d2, partition.Set{})
+	share(d1, all)
+	if who, err := hear(c, 20*time.Second); who != "r1" {
+		t.Fatalf("back on the director that knows it: %q, %v", who, err)
+	}
+	if err := d2.filter.Settle(&all, 0); err != nil {
+		t.Fatal(err)
+	}
+	share(d1, partition.Set{})
+	share(d2, all)
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if who, err := hear(c, 20*time.Second); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("settled: %q, %v; want a reset", who, err)
 	}
 }
 
@@ -523,5 +695,41 @@ func TestNoAllocations(t *testing.T) {
 	})
 	if allocs != 0 {
 		t.Errorf("%v allocations", allocs)
+	}
+}
+
+func BenchmarkRenew(b *testing.B) {
+	w := newNetwork(b, 1, config(time.Minute))
+	f, n := w.directors[0].filter, uint64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		n++
+		if err := f.Arm(n); err != nil {
+			b.Fatal(err)
+		}
+		if err := f.Confirm(n); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	for _, buckets := range []int{256, 1024, 4096} {
+		b.Run(fmt.Sprint(buckets), func(b *testing.B) {
+			cfg := config(time.Minute)
+			cfg.Buckets = buckets
+			w := newNetwork(b, 1, cfg)
+			f := w.directors[0].filter
+			all := partition.FullSet(buckets)
+			half := partition.FullSet(buckets / 2)
+			d := [2]nft.Desired{{Open: all, Rest: all}, {Open: half, Rest: all}}
+			n := 0
+			for b.Loop() {
+				n++
+				if err := f.Apply(d[n%2]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

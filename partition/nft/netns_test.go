@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -35,13 +36,13 @@ var (
 
 // A host is a network namespace.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	name   string
 	handle netns.NsHandle
 }
 
 // newHost makes a namespace with lo up, or skips the test.
-func newHost(t *testing.T, name string) *host {
+func newHost(t testing.TB, name string) *host {
 	t.Helper()
 	h := &host{t: t, name: name, handle: netns.None()}
 	err := onThread(func() (err error) {
@@ -147,7 +148,7 @@ type director struct {
 
 // A network is a switch with a client and directors.
 type network struct {
-	t         *testing.T
+	t         testing.TB
 	sw        *host
 	client    *host
 	directors []*director
@@ -167,7 +168,7 @@ func hash(c nft.Config) partition.Hash {
 
 // newNetwork makes n directors that divide the buckets evenly. Their filters
 // are open for business, their leases not.
-func newNetwork(t *testing.T, n int, cfg nft.Config) *network {
+func newNetwork(t testing.TB, n int, cfg nft.Config) *network {
 	t.Helper()
 	w := &network{t: t, sw: newHost(t, "switch"), client: newHost(t, "client")}
 	if err := w.sw.try(nft.Probe); errors.Is(err, nft.ErrNotSupported) {
@@ -190,7 +191,7 @@ func newNetwork(t *testing.T, n int, cfg nft.Config) *network {
 		d := &director{host: newHost(t, m.Name), owns: partition.Owned(owners, m.Name), heard: make(map[uint32]int)}
 		d.plug(w.sw, fmt.Sprintf("10.9.0.%d/24", i+2))
 		d.open(cfg, i == 0)
-		d.serve(cfg)
+		d.serve()
 		w.directors = append(w.directors, d)
 	}
 	return w
@@ -229,7 +230,7 @@ func (d *director) open(cfg nft.Config, answers bool) {
 
 // serve counts the numbered datagrams that reach the VIP, and greets TCP
 // connections with the director's name.
-func (d *director) serve(nft.Config) {
+func (d *director) serve() {
 	d.t.Helper()
 	var pc net.PacketConn
 	var ln net.Listener
@@ -261,8 +262,7 @@ func (d *director) serve(nft.Config) {
 			if err != nil {
 				return
 			}
-			c.Write([]byte(d.name))
-			c.Close()
+			wg.Go(func() { d.talk(c) })
 		}
 	})
 	d.t.Cleanup(func() {
@@ -270,6 +270,20 @@ func (d *director) serve(nft.Config) {
 		ln.Close()
 		wg.Wait()
 	})
+}
+
+// talk tells a client the director's name, at once and for each byte it sends.
+func (d *director) talk(c net.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	for buf := make([]byte, 1); ; {
+		if _, err := c.Write([]byte(d.name)); err != nil {
+			return
+		}
+		if _, err := c.Read(buf); err != nil {
+			return
+		}
+	}
 }
 
 func (d *director) copies(number uint32) int {
@@ -368,8 +382,8 @@ func (w *network) resolve() {
 	w.client.run("ip neigh replace 10.9.0.100 lladdr " + sharedMAC.String() + " dev eth0 nud permanent")
 }
 
-// greeting opens a TCP connection from a source port and returns who answered.
-func (w *network) greeting(from uint16, patience time.Duration) (who string, err error) {
+// dial opens a TCP connection to the VIP from a source port.
+func (w *network) dial(from, to uint16, patience time.Duration) (c net.Conn, err error) {
 	err = w.client.try(func() error {
 		d := net.Dialer{
 			Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.IPv4(10, 9, 0, 1), Port: int(from)},
@@ -377,18 +391,28 @@ func (w *network) greeting(from uint16, patience time.Duration) (who string, err
 				return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 			},
 		}
-		c, err := d.Dial("tcp4", fmt.Sprintf("%v:%d", vip, port))
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		buf := make([]byte, 16)
-		n, err := c.Read(buf)
-		who = string(buf[:n])
+		c, err = d.Dial("tcp4", fmt.Sprintf("%v:%d", vip, to))
 		return err
 	})
-	return who, err
+	return c, err
+}
+
+// hear reads one greeting.
+func hear(c net.Conn, patience time.Duration) (string, error) {
+	c.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 2)
+	n, err := io.ReadFull(c, buf)
+	return string(buf[:n]), err
+}
+
+// greeting opens a TCP connection from a source port and returns who answered.
+func (w *network) greeting(from uint16, patience time.Duration) (string, error) {
+	c, err := w.dial(from, port, patience)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return hear(c, patience)
 }
 
 // ping sends echo requests to the VIP and returns how many answers each had.
