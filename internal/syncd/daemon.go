@@ -1,0 +1,147 @@
+package syncd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/control"
+	"saru/internal/task"
+	"saru/syncproto/peer"
+)
+
+// ipUDPHeaders is what IPv4 and UDP add to a datagram, in bytes.
+const ipUDPHeaders = 20 + 8
+
+// Run is the daemon: it mirrors until ctx ends, and leaves the kernel as it
+// found it unless keep is set. ready is called once everything works. All that
+// can be refused is refused before the kernel is touched.
+func Run(ctx context.Context, log *slog.Logger, s *Settings, keep bool, ready func()) (err error) {
+	d := &daemon{}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.open(log, s, keep); err != nil {
+		return err
+	}
+	log.Info("start", "node", s.Node, "group", s.UDP.Group, "peers", s.UDP.Peers)
+	tasks := []task.Task{d.kernel.tap, d.engine, d.control}
+	if d.metrics != nil {
+		tasks = append(tasks, d.metrics)
+	}
+	err = task.Run(ctx, ready, tasks...)
+	log.Info("stop", "err", err)
+	return err
+}
+
+// A daemon is what Run opened.
+type daemon struct {
+	control *control.Server
+	udp     *peer.UDP
+	metrics *metricsServer
+	kernel  *tapKernel
+	engine  *Engine
+}
+
+// open opens everything, the kernel last. The control socket goes first, since
+// whoever has it is the one syncd here.
+func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
+	handler := &lateHandler{}
+	if d.control, err = control.Listen("syncd", s.Socket, handler); err != nil {
+		return err
+	}
+	if d.udp, err = peer.NewUDP(s.UDP); err != nil {
+		return err
+	}
+	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Datagram: datagramFor(s.MTU)})
+	if s.Metrics != "" {
+		if d.metrics, err = listenMetrics(s.Metrics, d.engine.MetricsHandler()); err != nil {
+			return err
+		}
+	}
+	handler.Handler = d.engine.Handler()
+	// Beside the socket, so that it is one for each syncd on the machine.
+	state := filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".tap.json")
+	if d.kernel, err = openTap(log, state, keep, d.engine.Captured); err != nil {
+		return err
+	}
+	d.engine.SetKernel(d.kernel)
+	return nil
+}
+
+func (d *daemon) close() error {
+	var errs []error
+	if d.kernel != nil {
+		errs = append(errs, d.kernel.close())
+	}
+	if d.udp != nil {
+		errs = append(errs, unlessClosed(d.udp.Close()))
+	}
+	if d.metrics != nil {
+		errs = append(errs, unlessClosed(d.metrics.Close()))
+	}
+	if d.control != nil {
+		errs = append(errs, unlessClosed(d.control.Close()))
+	}
+	return errors.Join(errs...)
+}
+
+// unlessClosed returns err unless it says that a task closed its socket
+// before.
+func unlessClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// datagramFor returns the largest datagram that is not fragmented at an MTU
+// of mtu bytes, no larger than the default since the peers' MTU may be that.
+func datagramFor(mtu int) int {
+	const least = 576 - ipUDPHeaders // RFC 791: what every host takes
+	if mtu == 0 {
+		return peer.DefaultDatagram
+	}
+	return max(least, min(mtu-ipUDPHeaders, peer.DefaultDatagram))
+}
+
+// A lateHandler is given its Handler before anything is served.
+type lateHandler struct{ http.Handler }
+
+// A metricsServer serves GET /metrics. It is a task.
+type metricsServer struct {
+	ln  net.Listener
+	srv *http.Server
+	up  chan struct{}
+}
+
+func listenMetrics(at string, h http.Handler) (*metricsServer, error) {
+	ln, err := net.Listen("tcp", at)
+	if err != nil {
+		return nil, config.Bad("control.metrics = %q: %v; name another port, or \"\" for none", at, err)
+	}
+	return &metricsServer{ln, &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})}, nil
+}
+
+func (m *metricsServer) Close() error { return m.ln.Close() }
+
+// Run serves until ctx ends.
+func (m *metricsServer) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { m.srv.Close() })
+	defer stop()
+	close(m.up)
+	if err := m.srv.Serve(m.ln); ctx.Err() == nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	return nil
+}
+
+// Ready is closed when metrics are served.
+func (m *metricsServer) Ready() <-chan struct{} { return m.up }
+
+func (m *metricsServer) String() string { return "metrics" }

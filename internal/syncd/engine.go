@@ -1,0 +1,213 @@
+package syncd
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"saru/conntable"
+	"saru/internal/seal"
+	"saru/syncproto/peer"
+)
+
+// DefaultLimit is how many connections the mirror takes unless told otherwise.
+const DefaultLimit = 4 << 20
+
+const (
+	// flushWindow is for how long news is gathered after news was sent. On a
+	// quiet system nothing waits.
+	flushWindow = 5 * time.Millisecond
+	// flushChunk is how many records are handed to the session at once, and
+	// how many that wait end a flush window early.
+	flushChunk = 2048
+	// injectChunk is how many entries are handed to the kernel at once: one
+	// message to its backup thread.
+	injectChunk = 255
+	// injectAgain is how long to leave a kernel alone that does not take them.
+	injectAgain = time.Second
+
+	expireEvery   = time.Second
+	servicesEvery = 2 * time.Second
+
+	// Digests are made of what is older than digestAge, at wall-clock
+	// multiples of digestEvery, of digestRare for large tables.
+	digestEvery  = 5 * time.Second
+	digestRare   = 30 * time.Second
+	digestLarge  = 200_000
+	digestAge    = 2 * time.Second
+	digestMargin = 10 * time.Second
+)
+
+// Config says what an Engine needs. All fields but Limit, StartPeriod and
+// Datagram are mandatory.
+type Config struct {
+	Node        string
+	Keys        *seal.Keyring
+	Transport   peer.Transport
+	Log         *slog.Logger
+	Limit       int           // of connections mirrored; 0: DefaultLimit
+	StartPeriod time.Duration // see peer.Config
+	Datagram    int           // see peer.Config
+}
+
+// An Engine mirrors the kernel's connections to the peers and theirs to the
+// kernel. It is a task.
+type Engine struct {
+	log     *slog.Logger
+	node    string
+	self    conntable.NodeID
+	clock   *conntable.Clock
+	born    uint64 // by clock: our own versions below it are of an earlier life
+	table   *conntable.Table
+	session *peer.Session
+	kernel  Kernel
+
+	toPeers  *queue
+	toKernel *queue
+	up       chan struct{}
+	synced   atomic.Bool
+	started  time.Time
+
+	captured   atomic.Uint64
+	found      atomic.Uint64
+	outcomes   [conntable.Outcomes]atomic.Uint64 // of the peers' records
+	shed       atomic.Uint64                     // our own records that found the table full
+	injected   atomic.Uint64
+	outrun     atomic.Uint64 // newer state was here
+	refused    atomic.Uint64 // the kernel did not take them
+	reinjected atomic.Uint64
+	expired    atomic.Uint64
+	services   atomic.Pointer[Services]
+}
+
+// New returns an Engine. The kernel is given to it by SetKernel before Run, so
+// that a kernel that captures from the first moment has whom to tell.
+func New(cfg Config) *Engine {
+	if cfg.Limit == 0 {
+		cfg.Limit = DefaultLimit
+	}
+	self := conntable.NodeIDOf(cfg.Node)
+	e := &Engine{
+		log: cfg.Log, node: cfg.Node, self: self, clock: conntable.NewClock(self), table: conntable.New(cfg.Limit),
+		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
+	}
+	e.born = e.clock.Now()
+	e.session = peer.NewSession(peer.Config{
+		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,
+		StartPeriod: cfg.StartPeriod, Datagram: cfg.Datagram,
+		Deliver: e.deliver, Each: e.table.Each, Len: e.table.Len,
+	})
+	return e
+}
+
+// SetKernel says which kernel is mirrored.
+func (e *Engine) SetKernel(k Kernel) { e.kernel = k }
+
+// Run mirrors until ctx ends. First it takes in what the kernel holds already,
+// so that peers that pull from us find it.
+func (e *Engine) Run(ctx context.Context) error {
+	if err := e.takeFound(); err != nil {
+		return err
+	}
+	e.watchServices()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.session.Run(ctx) })
+	g.Go(func() error { return e.flush(ctx) })
+	g.Go(func() error { return e.inject(ctx) })
+	g.Go(func() error { return e.join(ctx) })
+	g.Go(func() error { return every(ctx, expireEvery, e.expire) })
+	g.Go(func() error { return every(ctx, servicesEvery, e.watchServices) })
+	g.Go(func() error { return e.makeDigests(ctx) })
+	g.Go(func() error {
+		select {
+		case <-e.session.Ready():
+			close(e.up)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// Ready is closed when the engine mirrors; it may not be synced yet.
+func (e *Engine) Ready() <-chan struct{} { return e.up }
+
+func (e *Engine) String() string { return "engine" }
+
+// Synced reports whether all that the reachable peers held when we joined is
+// in the table and was given to the kernel.
+func (e *Engine) Synced() bool { return e.synced.Load() }
+
+// Resync pulls everything again from all peers, and waits until it was given
+// to the kernel. It returns how many peers were asked.
+func (e *Engine) Resync(ctx context.Context) (int, error) {
+	n, err := e.session.Resync(ctx)
+	if err != nil {
+		return n, err
+	}
+	return n, e.toKernel.flushed(ctx)
+}
+
+// join says that we are synced when we are.
+func (e *Engine) join(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.session.Joined():
+	}
+	if e.toKernel.flushed(ctx) != nil {
+		return nil
+	}
+	e.synced.Store(true)
+	e.session.SetSynced(true)
+	e.log.Info("synced", "connections", e.table.Len(), "peers", len(e.session.Peers()),
+		"after", time.Since(e.started).Round(time.Millisecond))
+	return nil
+}
+
+func (e *Engine) expire() { e.expired.Add(uint64(e.table.Expire())) }
+
+// makeDigests tells the peers a digest of the table from time to time.
+func (e *Engine) makeDigests(ctx context.Context) error {
+	for {
+		every := digestEvery
+		if e.table.Len() > digestLarge {
+			every = digestRare
+		}
+		at := time.Now().Truncate(every).Add(every)
+		if !pause(ctx, time.Until(at)) {
+			return nil
+		}
+		horizon := uint64(at.Add(-digestAge).UnixMicro())
+		e.session.SetDigest(horizon, e.table.Digest(horizon, digestMargin))
+	}
+}
+
+// every calls do each d until ctx ends.
+func every(ctx context.Context, d time.Duration, do func()) error {
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			do()
+		}
+	}
+}
+
+// pause waits for d, and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,482 @@
+package syncd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"saru/conntable"
+	"saru/internal/seal"
+	"saru/syncproto/peer/peertest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A fakeKernel takes all it is told, like the real one without a check.
+type fakeKernel struct {
+	mu       sync.Mutex
+	conns    map[conntable.Key]conntable.Connection
+	deleted  int
+	injected int
+	found    []conntable.Connection
+	targets  map[Target]struct{}
+	fail     error
+}
+
+func newFakeKernel() *fakeKernel {
+	return &fakeKernel{conns: map[conntable.Key]conntable.Connection{}, targets: map[Target]struct{}{}}
+}
+
+func (k *fakeKernel) Inject(conns []conntable.Connection) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fail != nil {
+		return k.fail
+	}
+	for _, c := range conns {
+		k.conns[c.Key] = c
+		k.injected++
+	}
+	return nil
+}
+
+func (k *fakeKernel) Delete(c conntable.Connection) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, c.Key)
+	k.deleted++
+	return nil
+}
+
+func (k *fakeKernel) Found(fn func(*conntable.Connection, time.Duration)) error {
+	for i := range k.found {
+		fn(&k.found[i], k.found[i].Timeout)
+	}
+	return nil
+}
+
+func (k *fakeKernel) Services() (Services, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := map[Target]struct{}{}
+	for x := range k.targets {
+		t[x] = struct{}{}
+	}
+	return Services{Targets: t, Connections: len(k.conns)}, nil
+}
+
+func (k *fakeKernel) Stats() KernelStats { return KernelStats{Source: "fake"} }
+
+func (k *fakeKernel) get(key conntable.Key) (conntable.Connection, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c, ok := k.conns[key]
+	return c, ok
+}
+
+func (k *fakeKernel) len() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns)
+}
+
+func (k *fakeKernel) injections() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.injected
+}
+
+var (
+	vip   = netip.MustParseAddrPort("10.9.0.100:80")
+	realA = netip.MustParseAddrPort("192.168.6.10:80")
+	realB = netip.MustParseAddrPort("192.168.6.11:80")
+)
+
+func tcp(i int, state uint16, timeout time.Duration) conntable.Connection {
+	c := conntable.Connection{
+		Key: conntable.Key{
+			Client:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 16), byte(i >> 8)}), uint16(1024+i&0xff)),
+			Virtual: vip, Protocol: 6,
+		},
+		Dest: realA, State: state, Flags: conntable.FlagFwdGate, Timeout: timeout,
+	}
+	if i%2 == 1 {
+		c.Dest = realB
+	}
+	return c
+}
+
+const (
+	established = 1
+	finWait     = 4
+)
+
+// A node is one engine of a test.
+type node struct {
+	*Engine
+	kernel *fakeKernel
+	net    *peertest.Node
+	stop   func()
+}
+
+var testKeys = func() *seal.Keyring {
+	kr, err := seal.ParseKeyring([]byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="))
+	if err != nil {
+		panic(err)
+	}
+	return kr
+}()
+
+func start(t *testing.T, network *peertest.Network, i int, k *fakeKernel) *node {
+	t.Helper()
+	n := &node{kernel: k, net: network.Node(i)}
+	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: testKeys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
+	n.SetKernel(k)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", n.node, err)
+		}
+	})
+	t.Cleanup(n.stop)
+	return n
+}
+
+func (n *node) capture(c conntable.Connection) { n.Captured(&c) }
+
+func TestOneConnectionReachesAllKernelsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(1)
+		a, b, c := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel()), start(t, network, 3, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		for _, n := range []*node{a, b, c} {
+			if !n.Synced() {
+				t.Fatalf("%s is not synced after 3 s", n.node)
+			}
+		}
+		conn := tcp(1, established, 900*time.Second)
+		conn.Flags |= conntable.FlagSync // it once came to a by sync: a took it over
+		a.capture(conn)
+		time.Sleep(time.Millisecond)
+		for _, n := range []*node{b, c} {
+			got, ok := n.kernel.get(conn.Key)
+			if !ok {
+				t.Fatalf("%s: the kernel was not told within 1 ms", n.node)
+			}
+			if got.Dest != conn.Dest || got.State != established || got.Timeout != 900*time.Second || got.Flags != conntable.FlagFwdGate {
+				t.Errorf("%s: the kernel was told %+v", n.node, got)
+			}
+		}
+		if a.kernel.len() != 0 {
+			t.Error("a's kernel was told its own news")
+		}
+	})
+}
+
+func TestLossIsRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(2)
+		nodes := []*node{start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel()), start(t, network, 3, newFakeKernel())}
+		time.Sleep(3 * time.Second)
+		network.SetLoss(0.3)
+		const each = 2000
+		for i := range each {
+			for j, n := range nodes {
+				n.capture(tcp(j*each+i, established, 900*time.Second))
+			}
+			if i%10 == 0 {
+				time.Sleep(3 * time.Millisecond)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if network.Lost() < 100 {
+			t.Fatalf("only %d datagrams were lost", network.Lost())
+		}
+		for _, n := range nodes {
+			if got := n.table.Len(); got != 3*each {
+				t.Errorf("%s mirrors %d connections, want %d", n.node, got, 3*each)
+			}
+			if got := n.kernel.len(); got != 2*each {
+				t.Errorf("%s: the kernel was told %d connections, want %d", n.node, got, 2*each)
+			}
+			for _, p := range n.Status().Peers {
+				if p.Lost == 0 || p.Repaired == 0 || p.Missing != 0 || p.LagMS != 0 {
+					t.Errorf("%s of %s: %+v", n.node, p.Name, p)
+				}
+			}
+		}
+		network.SetLoss(0)
+		time.Sleep(20 * time.Second)
+		for _, n := range nodes {
+			for _, p := range n.Status().Peers {
+				if p.DigestEqual == nil || !*p.DigestEqual {
+					t.Errorf("%s: digest of %s not equal", n.node, p.Name)
+				}
+			}
+		}
+	})
+}
+
+func TestNewestStateWins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(3)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		conn := tcp(1, established, 900*time.Second)
+		a.capture(conn)
+		time.Sleep(time.Second)
+		// b takes the connection over, unheard by a, and a tells an old state
+		// in the end: b's kernel must never hear of it.
+		network.SetCut(a.net, b.net, true)
+		old := conn
+		old.State = 7 // CLOSE_WAIT
+		a.capture(old)
+		time.Sleep(time.Second)
+		conn.State, conn.Timeout = finWait, 120*time.Second
+		b.capture(conn)
+		before := b.kernel.injections()
+		time.Sleep(100 * time.Millisecond)
+		network.SetCut(a.net, b.net, false)
+		time.Sleep(5 * time.Second)
+		if got := b.kernel.injections(); got != before {
+			t.Errorf("b's kernel was told %d times over its own news", got-before)
+		}
+		if got, _ := a.kernel.get(conn.Key); got.State != finWait {
+			t.Errorf("a's kernel has state %d, want b's newer %d", got.State, finWait)
+		}
+		var r conntable.Record
+		if !a.table.Lookup(conn.Key, &r) || r.State != finWait || r.Version.Node != b.self {
+			t.Errorf("a's mirror has %+v", r)
+		}
+	})
+}
+
+func TestJoinerPullsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(4)
+		a := start(t, network, 1, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		const many = 5000
+		for i := range many {
+			a.capture(tcp(i, established, 900*time.Second))
+		}
+		template := tcp(many, 1, 300*time.Second)
+		template.Template, template.Flags = true, template.Flags|conntable.FlagTemplate
+		template.Client = netip.AddrPortFrom(template.Client.Addr(), 0)
+		a.capture(template)
+		time.Sleep(100 * time.Second)
+		b := start(t, network, 2, newFakeKernel())
+		time.Sleep(time.Millisecond)
+		if b.Synced() {
+			t.Fatal("b is synced before it heard anybody")
+		}
+		time.Sleep(5 * time.Second)
+		if !b.Synced() || b.table.Len() != many+1 || b.kernel.len() != many+1 {
+			t.Fatalf("synced %v, mirror %d, kernel %d; want all %d", b.Synced(), b.table.Len(), b.kernel.len(), many+1)
+		}
+		got, _ := b.kernel.get(tcp(7, 0, 0).Key)
+		if got.Timeout < 797*time.Second || got.Timeout > 801*time.Second {
+			t.Errorf("a TCP connection was injected with %v, want what remains of 900 s after 100 s", got.Timeout)
+		}
+		if got, _ := b.kernel.get(template.Key); got.Timeout != 300*time.Second {
+			t.Errorf("a template was injected with %v, want its whole timeout", got.Timeout)
+		}
+		var ra, rb conntable.Record
+		a.table.Lookup(tcp(7, 0, 0).Key, &ra)
+		b.table.Lookup(tcp(7, 0, 0).Key, &rb)
+		if ra.Version != rb.Version || (ra.Remaining-rb.Remaining).Abs() > 10*time.Millisecond {
+			t.Errorf("versions %+v and %+v, remaining %v and %v", ra.Version, rb.Version, ra.Remaining, rb.Remaining)
+		}
+	})
+}
+
+func TestSyncedOnlyWhenTheKernelTookIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(5)
+		a := start(t, network, 1, newFakeKernel())
+		a.capture(tcp(1, established, 900*time.Second))
+		time.Sleep(3 * time.Second)
+		k := newFakeKernel()
+		k.fail = errors.New("stuck")
+		b := start(t, network, 2, k)
+		time.Sleep(2200 * time.Millisecond)
+		if b.table.Len() != 1 || b.Synced() {
+			t.Fatalf("mirror %d, synced %v; want 1, and not synced while the kernel takes nothing", b.table.Len(), b.Synced())
+		}
+		k.mu.Lock()
+		k.fail = nil
+		k.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		if !b.Synced() || k.len() != 1 {
+			t.Errorf("synced %v, kernel has %d", b.Synced(), k.len())
+		}
+	})
+}
+
+func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(6)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		kept, moved, alone := tcp(1, established, 900*time.Second), tcp(2, established, 900*time.Second), tcp(4, established, 900*time.Second)
+		a.capture(kept)
+		a.capture(moved)
+		time.Sleep(time.Second)
+		a.stop()
+		// While a's syncd is away, its kernel goes on with kept, and b takes
+		// moved over.
+		moved.State, moved.Timeout = finWait, 120*time.Second
+		b.capture(moved)
+		k := newFakeKernel()
+		now := kept
+		now.State, now.Timeout = finWait, 120*time.Second
+		k.found = []conntable.Connection{now, moved, alone}
+		k.found[1].State, k.found[1].Timeout = established, 800*time.Second
+		a2 := start(t, network, 1, k)
+		time.Sleep(5 * time.Second)
+		if !a2.Synced() {
+			t.Fatal("not synced")
+		}
+		if _, told := k.get(kept.Key); told {
+			t.Error("the kernel was told an older state of a connection that it knows better")
+		}
+		if got, told := k.get(moved.Key); !told || got.State != finWait {
+			t.Errorf("the kernel was told %+v, %v of a connection that a peer took over", got, told)
+		}
+		if _, told := b.kernel.get(alone.Key); !told {
+			t.Error("b was not told what only a's kernel had")
+		}
+	})
+}
+
+func TestPowerCutComesBackEmptyAndIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(7)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		a.capture(tcp(1, established, 900*time.Second))
+		b.capture(tcp(2, established, 900*time.Second))
+		time.Sleep(time.Second)
+		a.stop()
+		time.Sleep(time.Second)
+		a = start(t, network, 1, newFakeKernel())
+		time.Sleep(4 * time.Second)
+		// Also what its own earlier life told.
+		if !a.Synced() || a.kernel.len() != 2 {
+			t.Errorf("synced %v, the kernel was told %d of 2", a.Synced(), a.kernel.len())
+		}
+		if st := b.Status(); len(st.Peers) != 1 || st.Peers[0].Restarts != 1 || st.Peers[0].State != "up" {
+			t.Errorf("b's peers: %+v", st.Peers)
+		}
+	})
+}
+
+func TestLongCutIsHealedByAPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(8)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		network.SetCut(a.net, b.net, true)
+		const many = 6000 // datagrams: more than the ring keeps
+		for i := range many {
+			a.capture(tcp(i, established, 900*time.Second))
+			time.Sleep(6 * time.Millisecond)
+		}
+		if st := b.Status(); st.Peers[0].State != "silent" {
+			t.Errorf("state %q, want silent", st.Peers[0].State)
+		}
+		network.SetCut(a.net, b.net, false)
+		time.Sleep(5 * time.Second)
+		if b.table.Len() != many || b.kernel.len() != many {
+			t.Errorf("mirror %d, kernel %d, want %d", b.table.Len(), b.kernel.len(), many)
+		}
+		if p := b.Status().Peers[0]; p.Missing != 0 || p.State != "up" || p.Pulled == 0 {
+			t.Errorf("%+v", p)
+		}
+	})
+}
+
+func TestAppearingRealServerIsToldAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(9)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		a.capture(tcp(2, established, 900*time.Second)) // to realA
+		a.capture(tcp(3, established, 900*time.Second)) // to realB
+		time.Sleep(time.Second)
+		before := b.kernel.injections()
+		b.kernel.mu.Lock()
+		b.kernel.targets[Target{Virtual: vip, Protocol: 6, Dest: realB}] = struct{}{}
+		b.kernel.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		if got := b.kernel.injections() - before; got != 1 || b.Status().Kernel.Reinjected != 1 {
+			t.Errorf("told again %d times, counted %d; want 1", got, b.Status().Kernel.Reinjected)
+		}
+	})
+}
+
+func TestUpdatesAreCoalesced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(10)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		conn := tcp(1, established, 900*time.Second)
+		a.capture(conn)
+		synctest.Wait() // sent at once; the next window is open
+		for range 1000 {
+			a.capture(conn)
+		}
+		conn.State = finWait
+		a.capture(conn)
+		time.Sleep(time.Second)
+		if d, r := a.session.Sent(); d != 2 || r != 2 {
+			t.Errorf("%d records in %d datagrams, want 2 in 2", r, d)
+		}
+		if got, _ := b.kernel.get(conn.Key); got.State != finWait {
+			t.Errorf("state %d, want the last", got.State)
+		}
+	})
+}
+
+func TestAloneIsSyncedAfterTheStartPeriod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := start(t, peertest.New(11), 1, newFakeKernel())
+		time.Sleep(1900 * time.Millisecond)
+		if a.Synced() {
+			t.Fatal("synced before the start period ended")
+		}
+		time.Sleep(500 * time.Millisecond)
+		if !a.Synced() {
+			t.Error("not synced after it")
+		}
+	})
+}
+
+func TestResync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(12)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		a.capture(tcp(1, established, 900*time.Second))
+		time.Sleep(time.Second)
+		before := b.Status().Peers[0].Pulled
+		n, err := b.Resync(t.Context())
+		if err != nil || n != 1 {
+			t.Fatalf("Resync: %d peers, %v", n, err)
+		}
+		if got := b.Status().Peers[0].Pulled; got != before+1 {
+			t.Errorf("pulled %d records, want 1", got-before)
+		}
+	})
+}

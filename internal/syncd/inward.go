@@ -1,0 +1,184 @@
+package syncd
+
+import (
+	"context"
+	"time"
+
+	"saru/conntable"
+)
+
+// refreshSlack is by how much a peer must know an entry to live longer than
+// our kernel does, to be worth telling the kernel.
+const refreshSlack = 15 * time.Second
+
+// deliver merges a peer's record, and arranges for the kernel to be told.
+func (e *Engine) deliver(r *conntable.Record) {
+	res := e.table.Apply(r, conntable.ToKernel)
+	e.outcomes[res.Outcome].Add(1)
+	if res.Queued&conntable.ToKernel == 0 {
+		return
+	}
+	if res.Outcome == conntable.Updated && e.kernelKnows(r, &res.Prev) {
+		var discard conntable.Record
+		e.table.Take(res.Ref, conntable.ToKernel, &discard)
+		return
+	}
+	e.toKernel.push(res.Ref)
+}
+
+// kernelKnows reports whether r tells nothing new of an entry that was found
+// in the kernel at start. If the peers only give us back what an earlier life
+// of ours told them, the kernel knows it better.
+func (e *Engine) kernelKnows(r *conntable.Record, prev *conntable.Prev) bool {
+	if prev.Version.Clock >= conntable.LiveClock || prev.Version.Node != e.self || !prev.SameTo || r.Deleted {
+		return false
+	}
+	return r.Version.Node == e.self || (prev.State == r.State && r.Remaining <= prev.Remaining+refreshSlack)
+}
+
+// inject tells the kernel what the peers told us.
+func (e *Engine) inject(ctx context.Context) error {
+	var refs []conntable.Ref
+	conns := make([]conntable.Connection, 0, injectChunk)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.toKernel.full:
+		}
+		refs = e.toKernel.swap(refs)
+		for rest := refs; len(rest) > 0 && ctx.Err() == nil; {
+			n := min(len(rest), injectChunk)
+			conns = e.injectSome(ctx, rest[:n], conns[:0])
+			e.toKernel.finish(n)
+			rest = rest[n:]
+		}
+	}
+}
+
+func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []conntable.Connection) []conntable.Connection {
+	var r conntable.Record
+	for _, ref := range refs {
+		switch {
+		case !e.table.Take(ref, conntable.ToKernel, &r):
+		case e.isOurs(r.Version):
+			e.outrun.Add(1)
+		case r.Deleted:
+			if err := e.kernel.Delete(r.Connection); err != nil {
+				e.refused.Add(1)
+				e.log.Warn("delete from the kernel", "err", err)
+			}
+		default:
+			conns = append(conns, forKernel(&r))
+		}
+	}
+	e.tell(ctx, conns)
+	return conns
+}
+
+// tell gives conns to the kernel, again and again until it takes them: the
+// queue behind them is bounded, and we are not synced without them.
+func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
+	for len(conns) > 0 {
+		err := e.kernel.Inject(conns)
+		if err == nil {
+			e.injected.Add(uint64(len(conns)))
+			return
+		}
+		e.refused.Add(uint64(len(conns)))
+		e.log.Warn("inject", "records", len(conns), "err", err)
+		if !pause(ctx, injectAgain) {
+			return
+		}
+		conns = e.renew(conns)
+	}
+}
+
+// renew brings conns up to date, without those that are ours or gone by now.
+func (e *Engine) renew(conns []conntable.Connection) []conntable.Connection {
+	keep := conns[:0]
+	var r conntable.Record
+	for i := range conns {
+		if e.table.Lookup(conns[i].Key, &r) && !e.isOurs(r.Version) && !r.Deleted {
+			keep = append(keep, forKernel(&r))
+		}
+	}
+	return keep
+}
+
+// isOurs reports whether v was made here since we started, from what the
+// kernel told.
+func (e *Engine) isOurs(v conntable.Version) bool { return v.Node == e.self && v.Clock >= e.born }
+
+// forKernel returns r as the kernel is told it. A TCP or UDP entry gets what
+// remains of its life, and the kernel puts the whole timeout in its place at
+// the next packet; a template keeps for ever what it is told, so it is told
+// the whole.
+func forKernel(r *conntable.Record) conntable.Connection {
+	c := r.Connection
+	c.Flags &= conntable.FlagBackupMask
+	if !c.Template {
+		// Up to whole seconds: 0 would stand for the kernel's own choice.
+		c.Timeout = min(r.Remaining+time.Second-1, max(c.Timeout, time.Second)).Truncate(time.Second)
+	}
+	return c
+}
+
+// watchServices tells the kernel again of connections whose real server
+// appeared: an entry that it could not bind stays unbound until it is told
+// again (net/netfilter/ipvs/ip_vs_sync.c, ip_vs_proc_conn).
+func (e *Engine) watchServices() {
+	now, err := e.kernel.Services()
+	if err != nil {
+		e.log.Debug("list services", "err", err)
+		return
+	}
+	before := e.services.Swap(&now)
+	if before == nil {
+		before = &Services{}
+	}
+	appeared := map[Target]struct{}{}
+	for t := range now.Targets {
+		if _, ok := before.Targets[t]; !ok {
+			appeared[t] = struct{}{}
+		}
+	}
+	if len(appeared) > 0 {
+		e.reinject(appeared)
+	}
+}
+
+func (e *Engine) reinject(to map[Target]struct{}) {
+	n := uint64(0)
+	e.table.Each(func(r *conntable.Record) bool {
+		if r.Deleted || e.isOurs(r.Version) || r.Version.Clock < conntable.LiveClock || !matches(r, to) {
+			return true
+		}
+		if ref, queued := e.table.Queue(r.Key, conntable.ToKernel); queued != 0 {
+			e.toKernel.push(ref)
+			n++
+		}
+		return true
+	})
+	if n > 0 {
+		e.reinjected.Add(n)
+		e.log.Info("real servers appeared, telling the kernel again", "real_servers", len(to), "connections", n)
+	}
+}
+
+// matches reports whether one of the targets is r's real server. Templates and
+// fwmark services do not name the service's port.
+func matches(r *conntable.Record, to map[Target]struct{}) bool {
+	if _, ok := to[Target{Virtual: r.Virtual, Protocol: r.Protocol, Dest: r.Dest}]; ok {
+		return true
+	}
+	if !r.Template && r.FWMark == 0 {
+		return false
+	}
+	for t := range to {
+		if t.Dest.Addr() == r.Dest.Addr() {
+			return true
+		}
+	}
+	return false
+}

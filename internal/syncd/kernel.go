@@ -1,0 +1,47 @@
+package syncd
+
+import (
+	"net/netip"
+	"time"
+
+	"saru/conntable"
+)
+
+// A Kernel is the IPVS side as the engine sees it. What it captures it tells
+// Engine.Captured.
+type Kernel interface {
+	// Inject makes or changes entries, no faster than the kernel takes them.
+	Inject(conns []conntable.Connection) error
+	// Delete makes an entry go.
+	Delete(c conntable.Connection) error
+	// Found calls fn with what the kernel's table holds now.
+	Found(fn func(c *conntable.Connection, remaining time.Duration)) error
+	// Services tells the real servers that there are, and how many
+	// connections the kernel counts at them.
+	Services() (Services, error)
+	Stats() KernelStats
+}
+
+// A Target is a real server of a virtual service.
+type Target struct {
+	Virtual  netip.AddrPort // invalid with FWMark
+	FWMark   uint32
+	Protocol uint8
+	Dest     netip.AddrPort
+}
+
+// Services is what IPVS is configured for.
+type Services struct {
+	Targets     map[Target]struct{}
+	Connections int // active and inactive, at all real servers
+}
+
+// KernelStats is what became of what passed between us and the kernel.
+type KernelStats struct {
+	Source   string // "daemon": the kernel's sync threads
+	Degraded string // what is wrong with capture or injection, if anything
+	Captured uint64 // records from the kernel
+	Injected uint64 // records to the kernel
+	Drops    uint64 // records that it lost or that could not be told
+	Beats    uint64 // round trips of the probe through the kernel
+}

@@ -1,0 +1,100 @@
+package syncd
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"saru/conntable"
+)
+
+// silentTimeout is for entries whose timeout the kernel did not tell (sync
+// version 0).
+const silentTimeout = time.Minute
+
+// Captured takes a connection that the kernel told of; nothing of c is kept.
+//
+// The kernel tells of a connection when a client's packet passed through it
+// here, and never because of what was injected. So all that it tells is ours,
+// also with the flag that says that the entry once came by sync: then this
+// director took the connection over.
+func (e *Engine) Captured(c *conntable.Connection) {
+	e.captured.Add(1)
+	r := conntable.Record{Connection: *c, Version: e.clock.Next(), Remaining: c.Timeout}
+	r.Flags &= conntable.FlagBackupMask
+	if r.Seq != nil {
+		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
+	}
+	r.PEData = slices.Clone(c.PEData)
+	if r.Timeout <= 0 {
+		r.Timeout, r.Remaining = silentTimeout, silentTimeout
+	}
+	res := e.table.Apply(&r, conntable.ToPeers)
+	if res.Outcome == conntable.Full {
+		e.shed.Add(1)
+	}
+	if res.Queued&conntable.ToPeers != 0 {
+		e.toPeers.push(res.Ref)
+	}
+}
+
+// flush sends our news to the peers: at once after a pause, else gathered for
+// flushWindow.
+func (e *Engine) flush(ctx context.Context) error {
+	var refs []conntable.Ref
+	recs := make([]conntable.Record, 0, flushChunk)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	last := time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.toPeers.full:
+		}
+		if rest := flushWindow - time.Since(last); rest > 0 && e.toPeers.size() < flushChunk {
+			timer.Reset(rest)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-timer.C:
+			}
+		}
+		refs = e.toPeers.swap(refs)
+		last = time.Now()
+		recs = e.sendNews(refs, recs)
+		e.toPeers.finish(len(refs))
+	}
+}
+
+func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []conntable.Record {
+	recs = recs[:0]
+	var r conntable.Record
+	for _, ref := range refs {
+		// A peer's newer version is told by that peer.
+		if !e.table.Take(ref, conntable.ToPeers, &r) || r.Version.Node != e.self {
+			continue
+		}
+		recs = append(recs, r)
+		if len(recs) == cap(recs) {
+			e.session.Send(recs)
+			recs = recs[:0]
+		}
+	}
+	if len(recs) > 0 {
+		e.session.Send(recs)
+	}
+	return recs
+}
+
+// takeFound takes in what the kernel's table holds from before we started,
+// with versions older than any news.
+func (e *Engine) takeFound() error {
+	return e.kernel.Found(func(c *conntable.Connection, remaining time.Duration) {
+		r := conntable.Record{Connection: *c, Version: conntable.FoundVersion(e.self, remaining), Remaining: remaining}
+		r.Timeout = max(r.Timeout, remaining)
+		if e.table.Apply(&r, 0).Outcome == conntable.Added {
+			e.found.Add(1)
+		}
+	})
+}

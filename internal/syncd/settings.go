@@ -1,0 +1,175 @@
+package syncd
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"saru/internal/config"
+	"saru/internal/seal"
+	"saru/syncproto/peer"
+)
+
+// DefaultConfigPath is where the configuration is unless told otherwise.
+const DefaultConfigPath = "/etc/saru/syncd.toml"
+
+// A File is syncd.toml as it is written. The reference file of the package
+// explains the keys.
+type File struct {
+	Sync struct {
+		Node      string   `toml:"node"`
+		Interface string   `toml:"interface"`
+		Group     string   `toml:"group"`
+		Peers     []string `toml:"peers"`
+		KeyFile   string   `toml:"key_file"`
+	} `toml:"sync"`
+	Kernel struct {
+		Source string `toml:"source"`
+		Limit  int    `toml:"limit"`
+	} `toml:"kernel"`
+	Filter  struct{} `toml:"filter"`
+	Control struct {
+		Socket  string `toml:"socket"`
+		Metrics string `toml:"metrics"`
+	} `toml:"control"`
+}
+
+// DefaultFile is what holds for keys that the file does not have.
+func DefaultFile() File {
+	var f File
+	f.Sync.Group = peer.DefaultGroup.String()
+	f.Sync.KeyFile = "/etc/saru/cluster.key"
+	f.Kernel.Source = "auto"
+	f.Kernel.Limit = DefaultLimit
+	f.Control.Socket = "/run/saru/syncd.sock"
+	f.Control.Metrics = "127.0.0.1:9647"
+	return f
+}
+
+// Settings are a File that was found good.
+type Settings struct {
+	Node    string
+	UDP     peer.UDPConfig
+	MTU     int // of the interface, 0 if none is named
+	Keys    *seal.Keyring
+	Limit   int
+	Socket  string
+	Metrics string // empty: none
+}
+
+// maxLimit is what the table's references can name.
+const maxLimit = 1 << 30
+
+// Load reads and checks the configuration at path. It touches nothing.
+func Load(path string) (*Settings, error) {
+	f := DefaultFile()
+	if err := config.Load(path, &f); err != nil {
+		return nil, err
+	}
+	return f.check()
+}
+
+func (f *File) check() (*Settings, error) {
+	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Metrics: f.Control.Metrics}
+	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkControl, f.checkKeys} {
+		if err := step(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (f *File) checkNode(s *Settings) error {
+	if s.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return config.Bad("sync.node: no host name to use: %v; set it", err)
+		}
+		s.Node = name
+	}
+	if len(s.Node) > peer.MaxName || strings.ContainsFunc(s.Node, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return config.Bad("sync.node = %q: must be 1 to %d printable ASCII characters without spaces", s.Node, peer.MaxName)
+	}
+	return nil
+}
+
+func (f *File) checkPeers(s *Settings) error {
+	group, err := netip.ParseAddrPort(f.Sync.Group)
+	if err != nil || !group.Addr().Is4() || !group.Addr().IsMulticast() || group.Port() == 0 {
+		return config.Bad("sync.group = %q: must be an IPv4 multicast address with a port, such as %q", f.Sync.Group, peer.DefaultGroup)
+	}
+	s.UDP.Group = group
+	for _, p := range f.Sync.Peers {
+		ap, err := parsePeer(p, group.Port())
+		if err != nil {
+			return err
+		}
+		s.UDP.Peers = append(s.UDP.Peers, ap)
+	}
+	return nil
+}
+
+func parsePeer(p string, port uint16) (netip.AddrPort, error) {
+	ap, err := netip.ParseAddrPort(p)
+	if err != nil {
+		var a netip.Addr
+		a, err = netip.ParseAddr(p)
+		ap = netip.AddrPortFrom(a, port)
+	}
+	if err != nil || !ap.Addr().Is4() || ap.Addr().IsMulticast() || ap.Port() == 0 {
+		return ap, config.Bad("sync.peers: %q: must be the IPv4 address of another director, such as \"10.9.0.3\"", p)
+	}
+	return ap, nil
+}
+
+func (f *File) checkInterface(s *Settings) error {
+	if f.Sync.Interface == "" {
+		if len(s.UDP.Peers) == 0 {
+			return config.Bad("sync.interface is not set; name the interface on the directors' common LAN, or list the other directors in sync.peers")
+		}
+		return nil
+	}
+	ifi, err := config.Interface("sync.interface", f.Sync.Interface)
+	if err != nil {
+		return err
+	}
+	if ifi.Flags&net.FlagUp == 0 {
+		return config.Bad("sync.interface = %q: is down; bring it up first ('ip link set %s up')", ifi.Name, ifi.Name)
+	}
+	s.UDP.Interface, s.MTU = ifi, ifi.MTU
+	return nil
+}
+
+func (f *File) checkKernel(*Settings) error {
+	switch f.Kernel.Source {
+	case "auto", "daemon":
+	case "module":
+		return config.Bad("kernel.source = \"module\": this version has no kernel module yet; use \"auto\" or \"daemon\" (the kernel's sync threads)")
+	default:
+		return config.Bad("kernel.source = %q: must be \"auto\" or \"daemon\"", f.Kernel.Source)
+	}
+	if f.Kernel.Limit < 1 || f.Kernel.Limit > maxLimit {
+		return config.Bad("kernel.limit = %d: must be 1 to %d connections", f.Kernel.Limit, maxLimit)
+	}
+	return nil
+}
+
+func (f *File) checkControl(*Settings) error {
+	if f.Control.Socket == "" {
+		return config.Bad("control.socket = \"\": must be a path, such as %q", DefaultFile().Control.Socket)
+	}
+	if f.Control.Metrics == "" {
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(f.Control.Metrics)
+	if err != nil || !ap.Addr().IsLoopback() {
+		return config.Bad("control.metrics = %q: must be a loopback address with a port, such as %q, or \"\" for none", f.Control.Metrics, DefaultFile().Control.Metrics)
+	}
+	return nil
+}
+
+func (f *File) checkKeys(s *Settings) (err error) {
+	s.Keys, err = seal.LoadKeyring(f.Sync.KeyFile)
+	return err
+}

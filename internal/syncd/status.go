@@ -1,0 +1,172 @@
+package syncd
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"saru/conntable"
+	"saru/syncproto/peer"
+)
+
+// Status is what GET /status answers and `syncd status --json` prints.
+type Status struct {
+	Node        string            `json:"node"`
+	Synced      bool              `json:"synced"`
+	Source      string            `json:"source"`             // how the kernel is read: daemon or module
+	Degraded    string            `json:"degraded,omitempty"` // what is wrong with it
+	UptimeS     float64           `json:"uptime_s"`
+	Connections ConnectionCounts  `json:"connections"`
+	Peers       []peer.PeerStatus `json:"peers"`
+	Kernel      KernelCounts      `json:"kernel"`
+	Sent        SentCounts        `json:"sent"`
+	Records     map[string]uint64 `json:"records"`         // the peers' records, by what became of them
+	Drops       map[string]uint64 `json:"drops,omitempty"` // what was discarded, by reason
+}
+
+// ConnectionCounts says how many connections are where.
+type ConnectionCounts struct {
+	Mirror     int `json:"mirror"`
+	Kernel     int `json:"kernel"` // counted at real servers; what is not bound to one is not in it
+	Tombstones int `json:"tombstones"`
+	Limit      int `json:"limit"` // of the mirror
+}
+
+// KernelCounts says what passed between us and the kernel, in records.
+type KernelCounts struct {
+	Captured   uint64 `json:"captured"`
+	Found      uint64 `json:"found"` // held by the kernel when we started
+	Injected   uint64 `json:"injected"`
+	Drops      uint64 `json:"drops"` // the kernel lost them or did not take them
+	Reinjected uint64 `json:"reinjected"`
+	Shed       uint64 `json:"shed"` // found the mirror full
+	Waiting    int    `json:"waiting"`
+}
+
+// SentCounts says what the peers were told.
+type SentCounts struct {
+	Datagrams uint64 `json:"datagrams"`
+	Records   uint64 `json:"records"`
+}
+
+// Status returns the present status. It does not look at all connections.
+func (e *Engine) Status() Status {
+	k := e.kernel.Stats()
+	st := Status{
+		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded,
+		UptimeS: time.Since(e.started).Round(time.Millisecond).Seconds(),
+		Connections: ConnectionCounts{
+			Mirror: e.table.Len(), Tombstones: e.table.Tombstones(), Limit: e.table.Limit(),
+		},
+		Peers: e.session.Peers(),
+		Kernel: KernelCounts{
+			Captured: e.captured.Load(), Found: e.found.Load(), Injected: e.injected.Load(),
+			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load(), Waiting: e.toKernel.size(),
+		},
+		Records: map[string]uint64{}, Drops: map[string]uint64{},
+	}
+	if s := e.services.Load(); s != nil {
+		st.Connections.Kernel = s.Connections
+	}
+	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()
+	for o := range e.outcomes {
+		st.Records[conntable.Outcome(o).String()] = e.outcomes[o].Load()
+	}
+	e.session.Drops(func(why string, n uint64) {
+		if n > 0 {
+			st.Drops[why] = n
+		}
+	})
+	return st
+}
+
+// Print writes st for people.
+func (st *Status) Print(w io.Writer) error {
+	ew := &errWriter{w: w}
+	fmt.Fprintf(ew, "%s: %s\n\n", st.Node, st.verdict())
+	fmt.Fprintf(ew, "  connections  %d in the mirror (limit %d), %d at the kernel's real servers\n",
+		st.Connections.Mirror, st.Connections.Limit, st.Connections.Kernel)
+	fmt.Fprintf(ew, "  kernel       %d records captured, %d injected, %d injected again, %d dropped, %d waiting; source %s\n",
+		st.Kernel.Captured, st.Kernel.Injected, st.Kernel.Reinjected, st.Kernel.Drops, st.Kernel.Waiting, st.Source)
+	fmt.Fprintf(ew, "  sent         %d records in %d datagrams, up for %v\n\n",
+		st.Sent.Records, st.Sent.Datagrams, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
+	st.printPeers(ew)
+	st.printDrops(ew)
+	return ew.err
+}
+
+func (st *Status) verdict() string {
+	up := 0
+	for i := range st.Peers {
+		if st.Peers[i].State != "silent" {
+			up++
+		}
+	}
+	var s string
+	switch {
+	case !st.Synced:
+		s = "NOT SYNCED YET: still fetching what the peers hold"
+	case len(st.Peers) == 0:
+		s = "synced, and alone: no peer was heard"
+	case up < len(st.Peers):
+		s = fmt.Sprintf("synced; %d of %d peers up", up, len(st.Peers))
+	default:
+		s = fmt.Sprintf("synced with %d peers", up)
+	}
+	if st.Degraded != "" {
+		s += "\n  DEGRADED: " + st.Degraded
+	}
+	return s
+}
+
+func (st *Status) printPeers(w io.Writer) {
+	if len(st.Peers) == 0 {
+		fmt.Fprintln(w, "  no peers")
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "  PEER\tADDRESS\tSTATE\tBEHIND\tRECEIVED\tLOST\tREPAIRED\tSAME TABLE")
+	for i := range st.Peers {
+		p := &st.Peers[i]
+		same := "not compared yet"
+		if p.DigestEqual != nil {
+			same = map[bool]string{true: "yes", false: "NO"}[*p.DigestEqual]
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%.0f ms\t%d\t%d\t%d\t%s\n", p.Name, p.Addr, p.State, p.LagMS, p.Received, p.Lost, p.Repaired, same)
+	}
+	t.Flush()
+	for i := range st.Peers {
+		if p := &st.Peers[i]; p.Error != "" {
+			fmt.Fprintf(w, "  last pull from %s failed: %s\n", p.Name, p.Error)
+		}
+	}
+}
+
+func (st *Status) printDrops(w io.Writer) {
+	var s []string
+	for why, n := range st.Drops {
+		s = append(s, fmt.Sprintf("%s %d", why, n))
+	}
+	if len(s) > 0 {
+		slices.Sort(s)
+		fmt.Fprintf(w, "\n  dropped      %s\n", strings.Join(s, ", "))
+	}
+}
+
+// An errWriter remembers the first error.
+type errWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (e *errWriter) Write(p []byte) (int, error) {
+	if e.err != nil {
+		return 0, e.err
+	}
+	n, err := e.w.Write(p)
+	e.err = err
+	return n, err
+}

@@ -1,0 +1,158 @@
+package syncd
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"saru/conntable"
+	"saru/ipvs"
+)
+
+// A tapKernel is the Kernel behind the kernel's own sync threads.
+type tapKernel struct {
+	tap    *ipvs.Tap
+	client *ipvs.Client // watchServices' own
+}
+
+// openTap starts the sync threads, which tell captured. stateFile keeps what
+// must be put back.
+func openTap(log *slog.Logger, stateFile string, keep bool, captured func(*conntable.Connection)) (*tapKernel, error) {
+	tap, err := ipvs.OpenTap(log, ipvs.Config{OnRecord: captured, StateFile: stateFile, Keep: keep})
+	if err != nil {
+		return nil, err
+	}
+	client, err := ipvs.Dial()
+	if err != nil {
+		return nil, errors.Join(err, tap.Close())
+	}
+	return &tapKernel{tap, client}, nil
+}
+
+func (k *tapKernel) close() error { return errors.Join(k.client.Close(), k.tap.Close()) }
+
+func (k *tapKernel) Inject(conns []conntable.Connection) error { return k.tap.Inject(conns) }
+
+func (k *tapKernel) Delete(c conntable.Connection) error { return k.tap.Delete(c) }
+
+func (k *tapKernel) Stats() KernelStats {
+	s := k.tap.Stats()
+	st := KernelStats{
+		Source: "daemon", Captured: s.Captured.Records, Injected: s.Injected, Beats: s.Captured.Beats,
+		Drops: s.CaptureDrops + s.InjectDrops + s.Unencodable,
+	}
+	if ok, why := k.tap.Healthy(); !ok {
+		st.Degraded = why
+	}
+	return st
+}
+
+func (k *tapKernel) Services() (Services, error) {
+	out := Services{Targets: map[Target]struct{}{}}
+	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
+		out.Targets[target(s, d)] = struct{}{}
+		out.Connections += int(d.Active + d.Inactive)
+	})
+	return out, err
+}
+
+func (k *tapKernel) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
+	services, err := k.client.Services()
+	if err != nil {
+		return err
+	}
+	for i := range services {
+		dests, err := k.client.Dests(services[i])
+		if err != nil {
+			return fmt.Errorf("service %v: %w", services[i].Addr, err)
+		}
+		for j := range dests {
+			fn(&services[i], &dests[j])
+		}
+	}
+	return nil
+}
+
+func target(s *ipvs.Service, d *ipvs.Dest) Target {
+	return Target{Virtual: s.Addr, FWMark: s.FWMark, Protocol: s.Protocol, Dest: d.Addr}
+}
+
+// Found reads the kernel's table, and adds what that does not tell as well as
+// the services know it: the forwarding method, and the timeout.
+func (k *tapKernel) Found(fn func(c *conntable.Connection, remaining time.Duration)) error {
+	known, err := k.knownServices()
+	if err != nil {
+		return err
+	}
+	return ipvs.ReadConns(func(e *ipvs.Entry) error {
+		if e.Expires > 0 && !ipvs.IsBeat(&e.Connection) {
+			c := e.Connection
+			known.complete(&c)
+			fn(&c, e.Expires)
+		}
+		return nil
+	})
+}
+
+// known is what the services tell of entries that /proc shows.
+type known struct {
+	forward map[Target]uint32
+	byDest  map[netip.Addr]uint32        // for templates and fwmark services
+	persist map[netip.Addr]time.Duration // by virtual address
+}
+
+func (k *tapKernel) knownServices() (*known, error) {
+	out := &known{map[Target]uint32{}, map[netip.Addr]uint32{}, map[netip.Addr]time.Duration{}}
+	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
+		out.forward[target(s, d)] = d.Forward
+		out.byDest[d.Addr.Addr()] = d.Forward
+		if s.Flags&ipvs.ServicePersistent != 0 && s.FWMark == 0 {
+			out.persist[s.Addr.Addr()] = time.Duration(s.Timeout) * time.Second
+		}
+	})
+	return out, err
+}
+
+// complete sets c's forwarding method and timeout.
+func (k *known) complete(c *conntable.Connection) {
+	fwd, ok := k.forward[Target{Virtual: c.Virtual, Protocol: c.Protocol, Dest: c.Dest}]
+	if !ok {
+		fwd, ok = k.byDest[c.Dest.Addr()]
+	}
+	if !ok {
+		fwd = conntable.FlagFwdGate // harmless: it forwards to whom it says, unchanged
+	}
+	c.Flags |= fwd
+	switch {
+	case c.Template:
+		c.Flags |= conntable.FlagTemplate
+		c.Timeout = k.persist[c.Virtual.Addr()]
+	default:
+		c.Timeout = defaultTimeout(c.Protocol, c.State)
+	}
+	if c.Protocol == protoTCP && c.State != tcpEstablished {
+		c.Flags |= conntable.FlagInactive
+	}
+}
+
+const (
+	protoTCP       = 6
+	protoUDP       = 17
+	tcpEstablished = 1
+)
+
+// tcpTimeouts are the kernel's, in seconds by state
+// (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).
+var tcpTimeouts = [...]time.Duration{2, 15 * 60, 2 * 60, 60, 2 * 60, 2 * 60, 10, 60, 30, 2 * 60, 2 * 60}
+
+func defaultTimeout(protocol uint8, state uint16) time.Duration {
+	switch {
+	case protocol == protoTCP && int(state) < len(tcpTimeouts):
+		return tcpTimeouts[state] * time.Second
+	case protocol == protoUDP:
+		return 5 * time.Minute
+	}
+	return 0
+}

@@ -1,0 +1,248 @@
+package peer
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"saru/internal/seal"
+)
+
+// pace does what is due by time: heartbeats, asking for what is missing,
+// pulls, and the end of joining.
+func (s *Session) pace(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.kick:
+		case <-timer.C:
+		}
+		next := s.work(ctx, time.Now())
+		timer.Reset(time.Until(next))
+	}
+}
+
+// work does all that is due at now, and returns when something is due next.
+func (s *Session) work(ctx context.Context, now time.Time) time.Time {
+	next := s.beat(now)
+	next = earlier(next, s.askMissing(now))
+	next = earlier(next, s.startPulls(ctx, now))
+	s.forgetSilent(now)
+	if !s.checkJoined(now) {
+		next = earlier(next, now.Add(heartbeatEvery))
+	}
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.IsZero() || (!a.IsZero() && a.Before(b)) {
+		return a
+	}
+	return b
+}
+
+// beat sends a heartbeat if one is due.
+func (s *Session) beat(now time.Time) time.Time {
+	s.ringMu.Lock()
+	recordsAt, highest, lowest := s.recordsAt, s.ring.highest, s.ring.lowest()
+	s.ringMu.Unlock()
+
+	s.mu.Lock()
+	due := s.beatAt.Add(heartbeatEvery)
+	if recordsAt.After(s.beatAt) {
+		due = earlier(due, recordsAt.Add(heartbeatSoon))
+	}
+	if s.answer {
+		due = earlier(due, s.beatAt.Add(heartbeatSoon))
+	}
+	if due.After(now) {
+		s.mu.Unlock()
+		return due
+	}
+	s.beatAt, s.answer = now, false
+	horizon, digest := s.digests[0].horizon, s.digests[0].sum
+	s.mu.Unlock()
+
+	hb := heartbeat{
+		incarnation: s.incarnation, highest: highest, lowest: lowest, clock: s.cfg.Clock.Now(),
+		horizon: horizon, digest: digest, connections: uint32(s.cfg.Len()),
+		port: s.cfg.Transport.Port(), name: s.cfg.Node,
+	}
+	if s.synced.Load() {
+		hb.flags |= flagSynced
+	}
+	if now.Sub(s.started) < s.cfg.StartPeriod {
+		hb.flags |= flagAnswer
+	}
+	d, _ := s.sealer.Seal(nil, hb.append(nil, s.self))
+	s.sentOr(s.cfg.Transport.Broadcast([][]byte{d}))
+	return now.Add(heartbeatEvery)
+}
+
+// askMissing asks those peers that we miss datagrams of.
+func (s *Session) askMissing(now time.Time) (next time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		if len(p.gaps.spans) == 0 || !p.up(now) {
+			continue
+		}
+		if p.missingAt.After(now) {
+			next = earlier(next, p.missingAt)
+			continue
+		}
+		p.missingAt = now.Add(p.wait)
+		p.wait = min(2*p.wait, missingMax)
+		next = earlier(next, p.missingAt)
+		m := missing{boot: p.boot}
+		for _, g := range p.gaps.spans {
+			if g.from = max(g.from, p.lowest); g.from <= g.to && len(m.ranges) < maxRanges {
+				m.ranges = append(m.ranges, g)
+			}
+		}
+		if len(m.ranges) > 0 {
+			d, _ := s.sealer.Seal(nil, m.append(nil, s.self))
+			s.sentOr(s.cfg.Transport.SendTo([][]byte{d}, p.addr))
+		}
+	}
+	return next
+}
+
+// startPulls starts those pulls that are wanted and due.
+func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		if !p.pullWanted || p.pulling || !p.up(now) || s.pulls >= maxPulls {
+			continue
+		}
+		if p.pullAt.After(now) {
+			next = earlier(next, p.pullAt)
+			continue
+		}
+		p.pullWanted, p.pulling = false, true
+		s.pulls++
+		t := pullTarget{p, p.boot, p.name, p.addr, p.port}
+		s.group.Go(func() error { s.runPull(ctx, t); return nil })
+	}
+	return next
+}
+
+// runPull does one pull and notes how it went.
+func (s *Session) runPull(ctx context.Context, t pullTarget) {
+	highest, records, err := s.pull(ctx, t)
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.wake()
+	p := t.peer
+	s.pulls--
+	p.pulling = false
+	p.bulk += records
+	p.received += records
+	close(s.changed)
+	s.changed = make(chan struct{})
+	if p.boot != t.boot {
+		return // begin has arranged for another
+	}
+	p.pullErr = err
+	if err != nil {
+		p.failures++
+		p.pullWanted = true
+		p.pullAt = now.Add(min(pullAgain<<min(p.failures-1, 8), pullAgainMax))
+		if ctx.Err() == nil {
+			s.log.Warn("pull", "peer", t.name, "addr", t.addr, "failures", p.failures, "err", err)
+		}
+		return
+	}
+	p.failures, p.pulled = 0, true
+	p.gaps.forget(highest)
+	p.noteFilled()
+	s.log.Info("pulled", "peer", t.name, "records", records)
+}
+
+// forgetSilent drops peers that are silent for long.
+func (s *Session) forgetSilent(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node, p := range s.peers {
+		if now.Sub(p.heardAt) > forgetAfter && !p.pulling {
+			delete(s.peers, node)
+		}
+	}
+}
+
+// checkJoined closes joined when it is time, and reports whether it is closed.
+func (s *Session) checkJoined(now time.Time) bool {
+	select {
+	case <-s.joined:
+		return true
+	default:
+	}
+	if now.Sub(s.started) < s.cfg.StartPeriod {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		if p.up(now) && !p.pulled && p.failures < pullPatience {
+			return false
+		}
+	}
+	close(s.joined)
+	return true
+}
+
+// Resync pulls everything again from all peers that are up, and waits for the
+// end. It returns how many peers were asked.
+func (s *Session) Resync(ctx context.Context) (int, error) {
+	s.mu.Lock()
+	now := time.Now()
+	asked := map[*peerState]seal.Boot{}
+	for _, p := range s.peers {
+		if p.up(now) {
+			asked[p] = p.boot
+			p.pulled, p.failures = false, 0
+			p.pullWanted, p.pullAt = true, now
+		}
+	}
+	s.mu.Unlock()
+	s.wake()
+	for {
+		s.mu.Lock()
+		changed, busy := s.changed, false
+		var failed error
+		for p, boot := range asked {
+			if p.boot == boot && !p.pulled && p.up(time.Now()) {
+				busy = true
+				failed = cmp.Or(failed, p.pullErr)
+			}
+		}
+		s.mu.Unlock()
+		if !busy {
+			return len(asked), nil
+		}
+		select {
+		case <-ctx.Done():
+			return len(asked), cmp.Or(failed, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// Peers returns what is known of all peers, by name.
+func (s *Session) Peers() []PeerStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	out := make([]PeerStatus, 0, len(s.peers))
+	for _, p := range s.peers {
+		out = append(out, p.status(now))
+	}
+	slices.SortFunc(out, func(a, b PeerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

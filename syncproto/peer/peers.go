@@ -1,0 +1,182 @@
+package peer
+
+import (
+	"net/netip"
+	"time"
+
+	"saru/conntable"
+	"saru/internal/seal"
+)
+
+// A peerState is what we know of one other node, in its present life. It is
+// guarded by Session.mu.
+//
+//	unknown --heartbeat--> pull wanted --pull done--> following
+//	following --gap--> missing told (NACK) --resent--> following
+//	following --gap older than the peer keeps, or too many--> pull wanted
+//	any --new boot--> pull wanted
+type peerState struct {
+	node        conntable.NodeID
+	name        string
+	boot        seal.Boot
+	incarnation uint64
+	addr        netip.AddrPort // where its datagrams come from
+	port        uint16         // its TCP port
+	heardAt     time.Time
+	synced      bool
+	connections uint32
+
+	gaps      gaps
+	lowest    uint64 // what it can still resend from
+	gapAt     time.Time
+	missingAt time.Time // when to ask next
+	wait      time.Duration
+
+	pullWanted bool
+	pulling    bool
+	pulled     bool // once, in this life
+	pullAt     time.Time
+	failures   int
+	pullErr    error
+
+	received, lost, repaired, restarts uint64
+	bulk                               uint64 // records pulled
+
+	digests digests
+	equal   *bool
+	equalH  uint64
+}
+
+func (p *peerState) up(now time.Time) bool { return now.Sub(p.heardAt) < silentAfter }
+
+func (p *peerState) stateName(now time.Time) string {
+	switch {
+	case !p.up(now):
+		return "silent"
+	case p.pulling, p.pullWanted:
+		return "pulling"
+	case !p.synced:
+		return "joining"
+	}
+	return "up"
+}
+
+// begin starts a new life of the peer.
+func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
+	p.boot, p.incarnation = boot, hb.incarnation
+	p.gaps.begin(hb.highest)
+	p.gapAt = time.Time{}
+	p.pullWanted, p.pulled, p.pullAt, p.failures = true, false, now, 0
+	p.digests, p.equal, p.equalH = digests{}, nil, 0
+}
+
+// noteGap arranges for what is missing to be asked for.
+func (p *peerState) noteGap(lost uint64, now time.Time) {
+	if lost == 0 {
+		return
+	}
+	p.lost += lost
+	if p.gapAt.IsZero() {
+		p.gapAt = now
+	}
+	p.wait = missingAgain
+	p.missingAt = now.Add(missingWait)
+	if p.gaps.tooMany() {
+		p.gaps.forget(p.gaps.next - 1)
+		p.gapAt = time.Time{}
+		p.pullWanted = true
+	}
+}
+
+// noteFilled ends the gap if nothing is missing any more.
+func (p *peerState) noteFilled() {
+	if len(p.gaps.spans) == 0 {
+		p.gapAt = time.Time{}
+	}
+}
+
+// PeerStatus is what a node knows of a peer.
+type PeerStatus struct {
+	Name        string  `json:"name"`
+	Addr        string  `json:"addr"`
+	State       string  `json:"state"`        // up, joining, pulling, silent
+	LagMS       float64 `json:"lag_ms"`       // age of the oldest datagram that is missing, 0 if none is
+	Received    uint64  `json:"received"`     // records, live and pulled
+	Lost        uint64  `json:"lost"`         // datagrams that were seen to be missing
+	Repaired    uint64  `json:"repaired"`     // of those, resent to us
+	Missing     uint64  `json:"missing"`      // of those, still missing
+	DigestEqual *bool   `json:"digest_equal"` // null while not compared yet
+	HeardMS     float64 `json:"heard_ms"`     // since its last heartbeat
+	Synced      bool    `json:"synced"`       // it says so itself
+	Connections uint32  `json:"connections"`  // it says it has
+	Pulled      uint64  `json:"pulled"`       // records that came in bulk
+	Restarts    uint64  `json:"restarts"`     // seen by us
+	Error       string  `json:"error,omitempty"`
+}
+
+func (p *peerState) status(now time.Time) PeerStatus {
+	st := PeerStatus{
+		Name: p.name, Addr: p.addr.String(), State: p.stateName(now),
+		Received: p.received, Lost: p.lost, Repaired: p.repaired,
+		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections,
+		Pulled: p.bulk, Restarts: p.restarts, DigestEqual: p.equal,
+	}
+	for _, g := range p.gaps.spans {
+		st.Missing += g.to - g.from + 1
+	}
+	if !p.gapAt.IsZero() {
+		st.LagMS = ms(now.Sub(p.gapAt))
+	}
+	if p.pullErr != nil {
+		st.Error = p.pullErr.Error()
+	}
+	return st
+}
+
+func ms(d time.Duration) float64 { return float64(d/time.Microsecond) / 1000 }
+
+// digestsKept bounds how far apart two nodes' clocks may be for digests to
+// meet, in rounds of the digest.
+const digestsKept = 6
+
+// digests are the newest digests of one table, by horizon.
+type digests [digestsKept]struct{ horizon, sum uint64 }
+
+func (d *digests) set(horizon, sum uint64) {
+	if d[0].horizon == horizon {
+		d[0].sum = sum
+		return
+	}
+	copy(d[1:], d[:digestsKept-1])
+	d[0].horizon, d[0].sum = horizon, sum
+}
+
+// compare compares d and e at the newest horizon that both have.
+func (d *digests) compare(e *digests) (horizon uint64, equal bool) {
+	for _, x := range d {
+		for _, y := range e {
+			if x.horizon != 0 && x.horizon == y.horizon && x.horizon > horizon {
+				horizon, equal = x.horizon, x.sum == y.sum
+			}
+		}
+	}
+	return horizon, equal
+}
+
+// SetDigest tells the peers the digest of all that this node holds up to
+// horizon (conntable.Table.Digest).
+func (s *Session) SetDigest(horizon, sum uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.digests.set(horizon, sum)
+	for _, p := range s.peers {
+		s.compareLocked(p)
+	}
+}
+
+func (s *Session) compareLocked(p *peerState) {
+	h, equal := s.digests.compare(&p.digests)
+	if h > p.equalH {
+		p.equal, p.equalH = &equal, h
+	}
+}

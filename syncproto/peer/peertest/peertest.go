@@ -1,0 +1,172 @@
+// Package peertest is a network in memory for tests of the peer protocol: it
+// loses, delays and cuts as it is told, and works in the virtual time of
+// testing/synctest.
+package peertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Port is the port of every Node.
+const Port = 8849
+
+// queueSize is how many datagrams wait for a reader; more are lost.
+const queueSize = 1 << 14
+
+// A Network connects Nodes. Its fields may be changed by Set while it works.
+type Network struct {
+	mu    sync.Mutex
+	rng   *rand.Rand
+	nodes map[netip.Addr]*Node
+	loss  float64
+	delay time.Duration
+	cut   map[[2]netip.Addr]bool
+	lost  int
+}
+
+// New returns a Network without loss whose randomness comes from seed.
+func New(seed uint64) *Network {
+	return &Network{rng: rand.New(rand.NewPCG(seed, seed)), nodes: map[netip.Addr]*Node{}, cut: map[[2]netip.Addr]bool{}, delay: 100 * time.Microsecond}
+}
+
+// SetLoss makes the network lose that part of all datagrams, 0 to 1.
+func (n *Network) SetLoss(part float64) { n.mu.Lock(); n.loss = part; n.mu.Unlock() }
+
+// SetCut cuts both ways between two nodes, for datagrams and new streams, or
+// mends them.
+func (n *Network) SetCut(a, b *Node, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut[[2]netip.Addr{a.addr, b.addr}] = cut
+	n.cut[[2]netip.Addr{b.addr, a.addr}] = cut
+}
+
+// Lost is how many datagrams were lost so far.
+func (n *Network) Lost() int { n.mu.Lock(); defer n.mu.Unlock(); return n.lost }
+
+// Node adds the node number i, 1 to 254, in place of an earlier one.
+func (n *Network) Node(i int) *Node {
+	nd := &Node{
+		net: n, addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}),
+		in: make(chan packet, queueSize), accept: make(chan net.Conn), closed: make(chan struct{}),
+	}
+	n.mu.Lock()
+	n.nodes[nd.addr] = nd
+	n.mu.Unlock()
+	return nd
+}
+
+type packet struct {
+	b    []byte
+	from netip.AddrPort
+}
+
+// A Node is one node's peer.Transport.
+type Node struct {
+	net    *Network
+	addr   netip.Addr
+	in     chan packet
+	accept chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (nd *Node) send(datagrams [][]byte, pick func(netip.Addr) bool) {
+	n := nd.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, d := range datagrams {
+		for addr, to := range n.nodes {
+			if to == nd || !pick(addr) {
+				continue
+			}
+			if n.cut[[2]netip.Addr{nd.addr, addr}] || n.rng.Float64() < n.loss {
+				n.lost++
+				continue
+			}
+			p := packet{slices.Clone(d), netip.AddrPortFrom(nd.addr, Port)}
+			time.AfterFunc(n.delay, func() {
+				select {
+				case to.in <- p:
+				default:
+				}
+			})
+		}
+	}
+}
+
+// Broadcast sends to all other nodes.
+func (nd *Node) Broadcast(datagrams [][]byte) error {
+	nd.send(datagrams, func(netip.Addr) bool { return true })
+	return nil
+}
+
+// SendTo sends to one node.
+func (nd *Node) SendTo(datagrams [][]byte, to netip.AddrPort) error {
+	nd.send(datagrams, func(a netip.Addr) bool { return a == to.Addr() })
+	return nil
+}
+
+// Receive delivers what is sent to this node.
+func (nd *Node) Receive(ctx context.Context, deliver func([]byte, netip.AddrPort)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case p := <-nd.in:
+			deliver(p.b, p.from)
+		}
+	}
+}
+
+var errRefused = errors.New("connection refused")
+
+// Dial connects to a node that accepts.
+func (nd *Node) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	nd.net.mu.Lock()
+	peer := nd.net.nodes[to.Addr()]
+	cut := nd.net.cut[[2]netip.Addr{nd.addr, to.Addr()}]
+	nd.net.mu.Unlock()
+	if peer == nil || cut {
+		return nil, fmt.Errorf("%v: %w", to, errRefused)
+	}
+	ours, theirs := net.Pipe()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-peer.closed:
+		return nil, fmt.Errorf("%v: %w", to, errRefused)
+	case peer.accept <- theirs:
+		return ours, nil
+	}
+}
+
+// Listener accepts what is dialled to this node.
+func (nd *Node) Listener() net.Listener { return nd }
+
+// Port is Port.
+func (nd *Node) Port() uint16 { return Port }
+
+// Accept implements net.Listener.
+func (nd *Node) Accept() (net.Conn, error) {
+	select {
+	case <-nd.closed:
+		return nil, net.ErrClosed
+	case c := <-nd.accept:
+		return c, nil
+	}
+}
+
+// Close implements net.Listener.
+func (nd *Node) Close() error { nd.once.Do(func() { close(nd.closed) }); return nil }
+
+// Addr implements net.Listener.
+func (nd *Node) Addr() net.Addr { return net.TCPAddrFromAddrPort(netip.AddrPortFrom(nd.addr, Port)) }

@@ -1,0 +1,243 @@
+package peer
+
+import (
+	"net/netip"
+	"time"
+
+	"saru/conntable"
+	"saru/internal/seal"
+)
+
+// lateSlack is by how much a record's version may be older than its timeout,
+// for clocks that differ and datagrams on their way.
+const lateSlack = 10 * time.Second
+
+// receive handles one datagram from the network. Only one goroutine calls it.
+func (s *Session) receive(datagram []byte, from netip.AddrPort) {
+	plain, boot, _, err := s.opener.Open(s.plain[:0], datagram)
+	if err != nil {
+		s.drops.count(sealDrop(err))
+		return
+	}
+	s.plain = plain[:0]
+	if boot == s.sealer.Boot() {
+		s.drops.count(DropOwn)
+		return
+	}
+	typ, node, c, err := parseHead(plain)
+	switch {
+	case err == errVersion:
+		s.drops.count(DropVersion)
+	case err != nil:
+		s.drops.count(DropMalformed)
+	case node == s.self:
+		s.clash(from)
+	case typ == typeRecords:
+		s.onRecords(node, boot, &c)
+	case typ == typeHeartbeat:
+		s.onHeartbeat(node, boot, from, &c)
+	case typ == typeMissing:
+		s.onMissing(from, &c)
+	default:
+		s.drops.count(DropType)
+	}
+}
+
+// clash counts a node that bears our name, which may also be a replay of our
+// own earlier life.
+func (s *Session) clash(from netip.AddrPort) {
+	s.drops.count(DropNameClash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.clashAt) > time.Minute {
+		s.clashAt = now
+		s.log.Warn("another node has our name; give each its own with sync.node", "node", s.cfg.Node, "addr", from)
+	}
+}
+
+func (s *Session) onRecords(node conntable.NodeID, boot seal.Boot, c *cursor) {
+	var head recordsHead
+	if err := head.parse(c); err != nil {
+		s.drops.count(DropMalformed)
+		return
+	}
+	if !s.noteRecords(node, boot, &head) {
+		s.drops.count(DropDuplicate)
+		return
+	}
+	s.cfg.Clock.Observe(head.clock)
+	now := s.cfg.Clock.Now()
+	n := uint64(0)
+	err := decodeRecords(c.b, head.clock, node, time.Duration(head.ageMS)*time.Millisecond, func(r *conntable.Record) {
+		if r.Version.Clock >= conntable.LiveClock && now > r.Version.Clock+uint64((r.Timeout+lateSlack)/time.Microsecond) {
+			s.drops.count(DropLate)
+			return
+		}
+		n++
+		s.cfg.Deliver(r)
+	})
+	if err != nil {
+		s.drops.count(DropGroups)
+	}
+	s.countReceived(node, n)
+}
+
+// noteRecords marks a datagram of records as come, and reports whether it is
+// wanted.
+func (s *Session) noteRecords(node conntable.NodeID, boot seal.Boot, head *recordsHead) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peers[node]
+	if p == nil || p.boot != boot {
+		return true // versions decide; a heartbeat will introduce its sender
+	}
+	now := time.Now()
+	before := p.gaps.next
+	wanted, lost := p.gaps.heard(head.sequence)
+	if !wanted {
+		return false
+	}
+	if head.sequence < before {
+		p.repaired++
+		p.wait = missingAgain
+		p.noteFilled()
+	}
+	if lost > 0 {
+		p.noteGap(lost, now)
+		s.wake()
+	}
+	return true
+}
+
+func (s *Session) countReceived(node conntable.NodeID, n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.peers[node]; p != nil {
+		p.received += n
+	}
+}
+
+func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.AddrPort, c *cursor) {
+	var hb heartbeat
+	name, err := hb.parse(c)
+	if err != nil {
+		s.drops.count(DropMalformed)
+		return
+	}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.introduceLocked(node, boot, &hb, name, now)
+	if p == nil {
+		return
+	}
+	s.cfg.Clock.Observe(hb.clock)
+	if !p.up(now) {
+		s.log.Info("peer heard", "peer", p.name, "addr", from)
+	}
+	p.addr, p.port, p.heardAt = from, hb.port, now
+	p.synced, p.connections, p.lowest = hb.flags&flagSynced != 0, hb.connections, hb.lowest
+	p.noteGap(p.gaps.told(hb.highest), now)
+	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
+		p.pullWanted = true
+	}
+	if hb.horizon != 0 {
+		p.digests.set(hb.horizon, hb.digest)
+		s.compareLocked(p)
+	}
+	if hb.flags&flagAnswer != 0 {
+		s.answer = true
+	}
+	if s.answer || p.pullWanted || !p.missingAt.IsZero() {
+		s.wake()
+	}
+}
+
+// introduceLocked returns the state of the peer that sent hb, new or in a new
+// life if need be, or nil if it is not to be heard.
+func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, hb *heartbeat, name []byte, now time.Time) *peerState {
+	p := s.peers[node]
+	switch {
+	case p == nil:
+		if len(s.peers) >= maxPeers {
+			s.drops.count(DropPeers)
+			return nil
+		}
+		p = &peerState{node: node, name: string(name)}
+		s.peers[node] = p
+		p.begin(boot, hb, now)
+	case p.name != string(name):
+		s.drops.count(DropNameClash)
+		return nil
+	case p.boot != boot:
+		if hb.incarnation <= p.incarnation && now.Sub(p.heardAt) < oldBootFor {
+			s.drops.count(DropOldBoot)
+			return nil
+		}
+		p.restarts++
+		s.log.Info("peer restarted", "peer", p.name)
+		p.begin(boot, hb, now)
+	}
+	return p
+}
+
+// onMissing sends again what a peer asks for.
+func (s *Session) onMissing(from netip.AddrPort, c *cursor) {
+	if err := s.missing.parse(c); err != nil {
+		s.drops.count(DropMalformed)
+		return
+	}
+	if s.missing.boot != s.sealer.Boot() {
+		s.drops.count(DropOldBoot)
+		return
+	}
+	now := time.Now()
+	var out [][]byte
+	for _, r := range s.missing.ranges {
+		for seq := r.from; seq <= r.to; seq++ {
+			if !s.mayResend(now) {
+				s.drops.count(DropFlood)
+				s.resend(out, from)
+				return
+			}
+			d, ok := s.sealAgain(seq, now)
+			if !ok {
+				s.drops.count(DropGone)
+				break // what is above the highest or below the lowest
+			}
+			out = append(out, d)
+			if len(out) == sendBatch {
+				s.resend(out, from)
+				out = out[:0]
+			}
+		}
+	}
+	s.resend(out, from)
+}
+
+func (s *Session) resend(out [][]byte, to netip.AddrPort) {
+	if len(out) > 0 {
+		s.sentOr(s.cfg.Transport.SendTo(out, to))
+	}
+}
+
+// mayResend bounds what peers can make us send.
+func (s *Session) mayResend(now time.Time) bool {
+	if now.Sub(s.resentAt) >= resendTick {
+		s.resentAt, s.resent = now, 0
+	}
+	s.resent++
+	return s.resent <= resendsPerTick
+}
+
+func (s *Session) sealAgain(seq uint64, now time.Time) ([]byte, bool) {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	k, ok := s.ring.get(seq)
+	if !ok {
+		return nil, false
+	}
+	setAge(k.message, uint32(max(1, now.Sub(k.sent)/time.Millisecond)))
+	d, _ := s.sealer.Seal(nil, k.message)
+	return d, true
+}

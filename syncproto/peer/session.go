@@ -1,0 +1,249 @@
+package peer
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"saru/conntable"
+	"saru/internal/seal"
+)
+
+// Times of the protocol.
+const (
+	heartbeatEvery = 250 * time.Millisecond
+	heartbeatSoon  = 20 * time.Millisecond // after records, and between answers
+	missingWait    = 3 * time.Millisecond  // datagrams may overtake each other
+	missingAgain   = 40 * time.Millisecond
+	missingMax     = time.Second
+	silentAfter    = 1500 * time.Millisecond
+	forgetAfter    = 10 * time.Minute
+	oldBootFor     = 3 * time.Second // an older life is not believed while a newer one spoke so lately
+	pullAgain      = 200 * time.Millisecond
+	pullAgainMax   = 5 * time.Second
+	frameTimeout   = 10 * time.Second
+)
+
+// Limits of the implementation.
+const (
+	maxPeers       = 64
+	maxPulls       = 4    // at once, as puller and as source each
+	pullPatience   = 5    // failures after which a joiner goes on without a peer
+	resendsPerTick = 1024 // datagrams sent again in resendTick
+	resendTick     = 50 * time.Millisecond
+	sendBatch      = 32
+	bulkChunk      = 1024
+
+	// DefaultDatagram is what a datagram's UDP payload is at most, in bytes,
+	// so that none is fragmented at an MTU of 1,500.
+	DefaultDatagram = 1472
+
+	purposeDatagram = "syncd datagram"
+	purposeBulk     = "syncd bulk"
+)
+
+// DefaultStartPeriod is how long a node listens for peers before it takes
+// itself for alone.
+const DefaultStartPeriod = 2 * time.Second
+
+// A Transport carries datagrams between nodes and connects their streams. Its
+// methods are safe for concurrent use and keep no slice they are given.
+type Transport interface {
+	Broadcast(datagrams [][]byte) error
+	SendTo(datagrams [][]byte, to netip.AddrPort) error
+	// Receive calls deliver with each datagram until ctx ends, then returns
+	// nil.
+	Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort)) error
+	Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// Listener accepts peers' streams on Port.
+	Listener() net.Listener
+	Port() uint16
+}
+
+// Config says what a Session needs. All fields but StartPeriod and Datagram
+// are mandatory.
+type Config struct {
+	Node      string // 1 to MaxName printable ASCII bytes
+	Keys      *seal.Keyring
+	Clock     *conntable.Clock
+	Transport Transport
+	Log       *slog.Logger
+
+	StartPeriod time.Duration // 0: DefaultStartPeriod
+	Datagram    int           // largest UDP payload in bytes; 0: DefaultDatagram
+
+	// Deliver is called with each record of a peer, by several goroutines. r
+	// is its own until it returns; r's Seq and PEData may be kept.
+	Deliver func(r *conntable.Record)
+	// Each tells all that this node holds (conntable.Table.Each).
+	Each func(yield func(r *conntable.Record) bool)
+	// Len is how many connections that are.
+	Len func() int
+}
+
+// A Session is one node's part in the protocol. It is a task.
+type Session struct {
+	cfg         Config
+	log         *slog.Logger
+	self        conntable.NodeID
+	incarnation uint64
+	sealer      *seal.Sealer
+	opener      *seal.Opener
+	drops       drops
+	synced      atomic.Bool
+
+	kick   chan struct{} // wakes pace
+	joined chan struct{}
+	up     chan struct{}
+	group  *errgroup.Group
+
+	sendMu sync.Mutex // Send's own
+	batch  batch
+	out    [][]byte
+	outN   int
+
+	ringMu    sync.Mutex
+	ring      ring
+	recordsAt time.Time // when records were last sent
+	sent      uint64    // records
+
+	mu       sync.Mutex
+	peers    map[conntable.NodeID]*peerState
+	answer   bool // somebody asked for a heartbeat
+	beatAt   time.Time
+	started  time.Time
+	pulls    int
+	changed  chan struct{} // closed and made anew when a pull ends
+	resent   int
+	resentAt time.Time
+	digests  digests
+	clashAt  time.Time
+
+	plain   []byte // receive's own
+	missing missing
+}
+
+// NewSession returns a Session for cfg.
+func NewSession(cfg Config) *Session {
+	if cfg.StartPeriod == 0 {
+		cfg.StartPeriod = DefaultStartPeriod
+	}
+	if cfg.Datagram == 0 {
+		cfg.Datagram = DefaultDatagram
+	}
+	s := &Session{
+		cfg: cfg, log: cfg.Log, self: cfg.Clock.Node(), incarnation: cfg.Clock.Now(),
+		sealer: seal.NewSealer(cfg.Keys, purposeDatagram), opener: seal.NewOpener(cfg.Keys, purposeDatagram),
+		kick: make(chan struct{}, 1), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}),
+		peers: map[conntable.NodeID]*peerState{}, plain: make([]byte, 0, 64<<10),
+		out: make([][]byte, sendBatch),
+	}
+	for i := range s.out {
+		s.out[i] = make([]byte, 0, cfg.Datagram)
+	}
+	return s
+}
+
+// Run takes part until ctx ends.
+func (s *Session) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	s.group = g
+	s.started = time.Now()
+	g.Go(func() error { return s.cfg.Transport.Receive(ctx, s.receive) })
+	g.Go(func() error { return s.pace(ctx) })
+	g.Go(func() error { return s.serve(ctx) })
+	close(s.up)
+	return g.Wait()
+}
+
+// Ready is closed when the session hears and answers.
+func (s *Session) Ready() <-chan struct{} { return s.up }
+
+func (s *Session) String() string { return "peer session" }
+
+// Joined is closed when all that the reachable peers held at the moment of
+// joining was delivered, or the start period passed without a peer.
+func (s *Session) Joined() <-chan struct{} { return s.joined }
+
+// SetSynced tells the peers whether this node holds the cluster's state.
+func (s *Session) SetSynced(v bool) { s.synced.Store(v); s.wake() }
+
+// Drops calls yield with each reason and how often it dropped something.
+func (s *Session) Drops(yield func(why string, n uint64)) {
+	for i := range s.drops {
+		yield(Drop(i).String(), s.drops[i].Load())
+	}
+}
+
+// Sent returns how many datagrams of records were sent, and how many records
+// were in them.
+func (s *Session) Sent() (datagrams, records uint64) {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	return s.ring.highest, s.sent
+}
+
+func (s *Session) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Send tells all peers of recs, whose versions are this node's own. It does
+// not fail: what the system refuses to send is repaired like any loss.
+func (s *Session) Send(recs []conntable.Record) {
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	clock := s.batch.load(recs, s.cfg.Clock.Now(), s.self, &s.drops)
+	for {
+		n := s.sendOne(clock)
+		if n == 0 {
+			break
+		}
+	}
+	s.flushOut()
+	s.wake()
+}
+
+// sendOne makes one datagram, and reports how many records it took.
+func (s *Session) sendOne(clock uint64) int {
+	now := time.Now()
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	head := recordsHead{sequence: s.ring.highest + 1, clock: clock}
+	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead, clock, s.self)
+	if n == 0 {
+		return 0
+	}
+	s.ring.store(message, now)
+	s.recordsAt = now
+	s.sent += uint64(n)
+	if s.outN == len(s.out) {
+		s.flushOut()
+	}
+	s.out[s.outN], _ = s.sealer.Seal(s.out[s.outN][:0], message)
+	s.outN++
+	return n
+}
+
+func (s *Session) flushOut() {
+	if s.outN == 0 {
+		return
+	}
+	s.sentOr(s.cfg.Transport.Broadcast(s.out[:s.outN]))
+	s.outN = 0
+}
+
+func (s *Session) sentOr(err error) {
+	if err != nil {
+		s.drops.count(DropSend)
+		s.log.Debug("send to peers", "err", err)
+	}
+}
