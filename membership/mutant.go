@@ -1,0 +1,15 @@
+package membership
+
+// A mutant is a deliberate error in the protocol. The simulation must catch
+// each; outside tests it is 0.
+type mutant uint
+
+const (
+	noVoid              mutant = 1 << iota // grants of earlier heartbeats open what was given up since
+	noSilence                              // a restarted voter grants at once
+	takerDoesNotWait                       // promises and silence end long before the lease
+	countStalledSilence                    // silence is counted while the daemon itself slept
+	refusedIsAbsent                        // a refusal counts like no answer
+	releaseBeforeCommit                    // buckets are released when the close is asked, not when read back
+	ineligibleIsFree                       // what a director that is not ready claims is free
+)

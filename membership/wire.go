@@ -1,0 +1,399 @@
+package membership
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"saru/partition"
+)
+
+const (
+	wireVersion = 1
+	headerSize  = 24
+
+	// MaxBuckets is the most buckets that a share can have.
+	MaxBuckets = 1024
+
+	// MaxMessage bounds an encoded message, in bytes: sealed, it passes any
+	// Ethernet in one frame.
+	MaxMessage = 1400
+	// MaxName bounds a node's name, in bytes (that of a host name's label).
+	MaxName = 63
+	// MaxNodes bounds a share's members; an owner's index is half a byte.
+	MaxNodes = 16
+)
+
+// Type tells messages apart.
+type Type uint8
+
+// The messages.
+const (
+	TypeHeartbeat Type = 1 + iota
+	TypeAck
+	TypeAssign
+	TypeFetch
+)
+
+// Why a message was not understood. Each is one counter of the receiver.
+var (
+	ErrTruncated = errors.New("truncated message")
+	ErrVersion   = errors.New("message of another version")
+	ErrMalformed = errors.New("malformed message")
+)
+
+// A NodeID names a node: the first 8 bytes of the SHA-256 of its name.
+type NodeID uint64
+
+// ID returns the NodeID of the node called name.
+func ID(name string) NodeID {
+	sum := sha256.Sum256([]byte(name))
+	return NodeID(binary.BigEndian.Uint64(sum[:]))
+}
+
+func (id NodeID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// ClusterID is a cluster's name on the wire.
+func ClusterID(name string) uint32 {
+	sum := sha256.Sum256([]byte("cluster " + name))
+	return binary.BigEndian.Uint32(sum[:])
+}
+
+// An Epoch numbers assignments: they are ordered by term, then counter, then
+// issuer (the incarnation that issued it).
+type Epoch struct {
+	Term    uint32
+	Counter uint32
+	Issuer  uint64
+}
+
+// Compare is -1, 0 or 1 as e is lower than, equal to or higher than o.
+func (e Epoch) Compare(o Epoch) int {
+	return cmp.Or(cmp.Compare(e.Term, o.Term), cmp.Compare(e.Counter, o.Counter), cmp.Compare(e.Issuer, o.Issuer))
+}
+
+func (e Epoch) String() string { return fmt.Sprintf("%d.%d", e.Term, e.Counter) }
+
+// A Header begins every message.
+type Header struct {
+	Share   uint16
+	Cluster uint32
+	From    NodeID
+	Inc     uint64
+}
+
+// State is a director's state as its heartbeats tell it.
+type State uint8
+
+// The states of a director.
+const (
+	Joining  State = iota // listens, waits for state; claims nothing new
+	Ready                 // eligible for a share
+	Draining              // gives its share away, stays a member
+	Fenced                // its lease lapsed: closes everything, then joins anew
+	Left                  // has closed everything and gone
+)
+
+func (s State) String() string {
+	switch s {
+	case Joining:
+		return "joining"
+	case Ready:
+		return "ready"
+	case Draining:
+		return "draining"
+	case Fenced:
+		return "fenced"
+	case Left:
+		return "left"
+	}
+	return fmt.Sprintf("State(%d)", uint8(s))
+}
+
+// A Message is one of *Heartbeat, *Ack, *Assignment, *Fetch.
+type Message interface {
+	// Append appends the message as it goes over the wire.
+	Append(b []byte) []byte
+	header() *Header
+}
+
+// FlagLeave in a heartbeat: the sender has closed everything and goes.
+const FlagLeave = 1
+
+// An Echo tells a peer that it is heard, and up to which heartbeat.
+type Echo struct {
+	Node NodeID
+	Inc  uint64
+	N    uint64
+}
+
+// A Heartbeat claims buckets: those that may be open and those wanted.
+type Heartbeat struct {
+	Header
+	N      uint64
+	Lease  time.Duration // whole microseconds on the wire
+	Shape  uint64
+	Epoch  Epoch
+	Hash   uint64
+	State  State
+	Flags  uint8
+	Weight uint16
+	Words  int // size of the sets in 8-byte words, 1 to 16
+	Open   partition.Set
+	Want   partition.Set
+	Rest   partition.Set
+	Name   string
+	Heard  []Echo
+}
+
+// Claims returns what the heartbeat claims.
+func (h *Heartbeat) Claims() partition.Set { return h.Open.Union(h.Want) }
+
+// An Ack answers one heartbeat of one incarnation.
+type Ack struct {
+	Header
+	To      NodeID
+	ToInc   uint64
+	N       uint64
+	Epoch   Epoch
+	Hash    uint64
+	Words   int
+	Granted partition.Set
+	Refused partition.Set
+}
+
+// A Fetch asks for the assignment of an epoch seen in a heartbeat or ack.
+type Fetch struct {
+	Header
+	Epoch Epoch
+}
+
+// A Seat is one member of an assignment.
+type Seat struct {
+	Node   NodeID
+	Inc    uint64
+	Since  Epoch // when this incarnation was first listed; Issuer is zero
+	Weight uint16
+}
+
+// An Assignment says who shall claim which bucket. It is immutable.
+type Assignment struct {
+	Header
+	Epoch Epoch
+	Hash  uint64
+	Shape uint64
+	Seats []Seat
+	Owner []uint8 // index into Seats, per bucket
+}
+
+func (h *Header) header() *Header { return h }
+
+func (h *Header) append(b []byte, t Type) []byte {
+	b = append(b, byte(t), wireVersion)
+	b = binary.BigEndian.AppendUint16(b, h.Share)
+	b = binary.BigEndian.AppendUint32(b, h.Cluster)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.From))
+	return binary.BigEndian.AppendUint64(b, h.Inc)
+}
+
+func appendEpoch(b []byte, e Epoch) []byte {
+	b = binary.BigEndian.AppendUint32(b, e.Term)
+	b = binary.BigEndian.AppendUint32(b, e.Counter)
+	return binary.BigEndian.AppendUint64(b, e.Issuer)
+}
+
+func appendSets(b []byte, words int, sets ...partition.Set) []byte {
+	b = append(b, byte(words))
+	for _, s := range sets {
+		b = s.AppendBits(b, words*64)
+	}
+	return b
+}
+
+// Append implements Message.
+func (h *Heartbeat) Append(b []byte) []byte {
+	b = h.append(b, TypeHeartbeat)
+	b = binary.BigEndian.AppendUint64(b, h.N)
+	b = binary.BigEndian.AppendUint32(b, uint32(h.Lease.Microseconds()))
+	b = binary.BigEndian.AppendUint64(b, h.Shape)
+	b = appendEpoch(b, h.Epoch)
+	b = binary.BigEndian.AppendUint64(b, h.Hash)
+	b = append(b, byte(h.State), h.Flags)
+	b = binary.BigEndian.AppendUint16(b, h.Weight)
+	b = appendSets(b, h.Words, h.Open, h.Want, h.Rest)
+	b = append(b, byte(len(h.Name)))
+	b = append(b, h.Name...)
+	b = append(b, byte(len(h.Heard)))
+	for _, e := range h.Heard {
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Node))
+		b = binary.BigEndian.AppendUint64(b, e.Inc)
+		b = binary.BigEndian.AppendUint64(b, e.N)
+	}
+	return b
+}
+
+// Append implements Message.
+func (a *Ack) Append(b []byte) []byte {
+	b = a.append(b, TypeAck)
+	b = binary.BigEndian.AppendUint64(b, uint64(a.To))
+	b = binary.BigEndian.AppendUint64(b, a.ToInc)
+	b = binary.BigEndian.AppendUint64(b, a.N)
+	b = appendEpoch(b, a.Epoch)
+	b = binary.BigEndian.AppendUint64(b, a.Hash)
+	return appendSets(b, a.Words, a.Granted, a.Refused)
+}
+
+// Append implements Message.
+func (f *Fetch) Append(b []byte) []byte {
+	return appendEpoch(f.append(b, TypeFetch), f.Epoch)
+}
+
+// Append implements Message.
+func (a *Assignment) Append(b []byte) []byte {
+	b = a.append(b, TypeAssign)
+	b = appendEpoch(b, a.Epoch)
+	b = binary.BigEndian.AppendUint64(b, a.Hash)
+	return a.appendContent(b)
+}
+
+func (a *Assignment) appendContent(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, a.Shape)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Owner)))
+	b = append(b, byte(len(a.Seats)))
+	for _, s := range a.Seats {
+		b = binary.BigEndian.AppendUint64(b, uint64(s.Node))
+		b = binary.BigEndian.AppendUint64(b, s.Inc)
+		b = binary.BigEndian.AppendUint32(b, s.Since.Term)
+		b = binary.BigEndian.AppendUint32(b, s.Since.Counter)
+		b = binary.BigEndian.AppendUint16(b, s.Weight)
+	}
+	for i := 0; i < len(a.Owner); i += 2 {
+		b = append(b, a.Owner[i]<<4|a.Owner[i+1])
+	}
+	return b
+}
+
+// contentHash returns the hash that an assignment of this content must carry.
+func (a *Assignment) contentHash() uint64 {
+	sum := sha256.Sum256(a.appendContent(appendEpoch(nil, a.Epoch)))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// a reader takes fields from a message; after the first failure all are zero.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if r.bad || len(r.b) < n {
+		r.bad = true
+		return make([]byte, n)
+	}
+	p := r.b[:n]
+	r.b = r.b[n:]
+	return p
+}
+
+func (r *reader) u8() uint8   { return r.take(1)[0] }
+func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.take(2)) }
+func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.take(4)) }
+func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
+
+func (r *reader) epoch() Epoch { return Epoch{r.u32(), r.u32(), r.u64()} }
+
+func (r *reader) sets(sets ...*partition.Set) (words int, ok bool) {
+	words = int(r.u8())
+	if words < 1 || words > MaxBuckets/64 {
+		return 0, r.bad
+	}
+	for _, s := range sets {
+		*s, _ = partition.ParseBits(r.take(words*8), words*64)
+	}
+	return words, true
+}
+
+// Decode parses one message. For a message of another version it returns
+// ErrVersion with a *Fetch that holds only the header.
+func Decode(b []byte) (Message, error) {
+	if len(b) < headerSize {
+		return nil, ErrTruncated
+	}
+	r := &reader{b: b[2:]}
+	h := Header{Share: r.u16(), Cluster: r.u32(), From: NodeID(r.u64()), Inc: r.u64()}
+	if b[1] != wireVersion {
+		return &Fetch{Header: h}, ErrVersion
+	}
+	var m Message
+	ok := false
+	switch Type(b[0]) {
+	case TypeHeartbeat:
+		m, ok = decodeHeartbeat(h, r)
+	case TypeAck:
+		m, ok = decodeAck(h, r)
+	case TypeAssign:
+		m, ok = decodeAssignment(h, r)
+	case TypeFetch:
+		m, ok = &Fetch{h, r.epoch()}, true
+	}
+	switch {
+	case r.bad:
+		return nil, ErrTruncated
+	case !ok:
+		return nil, ErrMalformed
+	}
+	return m, nil
+}
+
+func decodeHeartbeat(h Header, r *reader) (*Heartbeat, bool) {
+	hb := &Heartbeat{
+		Header: h, N: r.u64(), Lease: time.Duration(r.u32()) * time.Microsecond, Shape: r.u64(),
+		Epoch: r.epoch(), Hash: r.u64(), State: State(r.u8()), Flags: r.u8(), Weight: r.u16(),
+	}
+	var ok bool
+	if hb.Words, ok = r.sets(&hb.Open, &hb.Want, &hb.Rest); !ok || hb.State > Left {
+		return nil, false
+	}
+	n := int(r.u8())
+	if n < 1 || n > MaxName {
+		return nil, false
+	}
+	hb.Name = string(r.take(n))
+	n = int(r.u8())
+	if n > MaxNodes || ID(hb.Name) != h.From {
+		return nil, false
+	}
+	for range n {
+		hb.Heard = append(hb.Heard, Echo{NodeID(r.u64()), r.u64(), r.u64()})
+	}
+	return hb, true
+}
+
+func decodeAck(h Header, r *reader) (*Ack, bool) {
+	a := &Ack{Header: h, To: NodeID(r.u64()), ToInc: r.u64(), N: r.u64(), Epoch: r.epoch(), Hash: r.u64()}
+	var ok bool
+	a.Words, ok = r.sets(&a.Granted, &a.Refused)
+	return a, ok
+}
+
+func decodeAssignment(h Header, r *reader) (*Assignment, bool) {
+	a := &Assignment{Header: h, Epoch: r.epoch(), Hash: r.u64(), Shape: r.u64()}
+	buckets, seats := int(r.u16()), int(r.u8())
+	if buckets < 2 || buckets > MaxBuckets || buckets%2 != 0 || seats < 1 || seats > MaxNodes {
+		return nil, false
+	}
+	for range seats {
+		a.Seats = append(a.Seats, Seat{NodeID(r.u64()), r.u64(), Epoch{Term: r.u32(), Counter: r.u32()}, r.u16()})
+	}
+	a.Owner = make([]uint8, buckets)
+	for i, v := range r.take(buckets / 2) {
+		a.Owner[2*i], a.Owner[2*i+1] = v>>4, v&15
+		if int(v>>4) >= seats || int(v&15) >= seats {
+			return nil, false
+		}
+	}
+	return a, r.bad || a.Hash == a.contentHash()
+}
