@@ -556,11 +556,10 @@ func TestRecord(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	call := "INVITE sip:a@b SIP/2.0\r\nCall-ID: 12345678901@10.81.0.1\r\n\r\n"
+	call := "INVITE sip:a@b SIP/2.0\r\nCall-ID: 123456789012@10.81.0.1\r\n\r\n"
 	for _, to := range []struct{ network, port, say string }{
 		{"udp", "53", "x"},
 		{"udp", "5060", call},
-		{"udp", "5060", strings.Replace(call, "12345678901", "4711-another-call", 1)},
 		{"tcp", "80", ""},
 		{"tcp", "81", ""},
 	} {
