@@ -33,9 +33,9 @@ type Flow struct {
 	Lost     string        // why it was lost; empty if it was not
 	Bytes    int64         // received and verified
 	Lines    int64         // exchanged
-	progress time.Time
-	waiting  bool
-	stalls   []Stall
+	Progress time.Time     // when it last had any
+	Waiting  bool          // Quiet: for an answer
+	Stalls   []Stall
 }
 
 // A Stall is a time without progress in which the flow should have had some.
@@ -46,7 +46,7 @@ type Stall struct {
 
 // stallFloor is the shortest stall that is worth a note: well above the gap
 // between two writes of a rate-limited server.
-const stallFloor = 100 * time.Millisecond
+const stallFloor = 300 * time.Millisecond
 
 // A Log keeps every flow's story and the totals of the short requests. Its
 // methods may be called from any goroutine.
@@ -74,7 +74,7 @@ func (l *Log) open(f *Flow) *Flow {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f.Opened = time.Now()
-	f.progress = f.Opened
+	f.Progress = f.Opened
 	l.flows = append(l.flows, f)
 	return f
 }
@@ -83,7 +83,7 @@ func (l *Log) open(f *Flow) *Flow {
 func (l *Log) await(f *Flow) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f.progress, f.waiting = time.Now(), true
+	f.Progress, f.Waiting = time.Now(), true
 }
 
 // got notes progress: n verified bytes, or one line.
@@ -91,14 +91,14 @@ func (l *Log) got(f *Flow, n int64, line bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if d := now.Sub(f.progress); d >= stallFloor {
-		f.stalls = append(f.stalls, Stall{f.progress, d})
+	if d := now.Sub(f.Progress); d >= stallFloor {
+		f.Stalls = append(f.Stalls, Stall{f.Progress, d})
 	}
-	f.progress = now
+	f.Progress = now
 	f.Bytes += n
 	l.bytes += n
 	if line {
-		f.waiting = false
+		f.Waiting = false
 		f.Lines++
 		l.lines++
 	}
@@ -113,17 +113,32 @@ func (l *Log) end(f *Flow, err error) {
 	}
 }
 
-// Totals returns the verified bytes and the lines exchanged so far.
-func (l *Log) Totals() (bytes, lines int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.bytes, l.lines
+// Totals sum up a Log.
+type Totals struct {
+	Bytes int64 // verified
+	Lines int64 // exchanged
+	Open  int   // flows
+	Lost  int   // flows
+	Short ShortStats
 }
 
-// ShortNow returns the short requests' totals so far.
-func (l *Log) ShortNow() ShortStats {
+// Totals returns the sums so far.
+func (l *Log) Totals() Totals {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	t := Totals{Bytes: l.bytes, Lines: l.lines, Short: l.shortLocked()}
+	for _, f := range l.flows {
+		switch {
+		case f.Lost != "":
+			t.Lost++
+		case f.Ended.IsZero():
+			t.Open++
+		}
+	}
+	return t
+}
+
+func (l *Log) shortLocked() ShortStats {
 	s := l.Short
 	s.Reasons = make(map[string]int64, len(l.Short.Reasons))
 	for k, v := range l.Short.Reasons {
@@ -139,7 +154,7 @@ func (l *Log) Flows() []Flow {
 	out := make([]Flow, len(l.flows))
 	for i, f := range l.flows {
 		out[i] = *f
-		out[i].stalls = slices.Clone(f.stalls)
+		out[i].Stalls = slices.Clone(f.Stalls)
 	}
 	return out
 }
@@ -154,9 +169,9 @@ func (f *Flow) OpenAt(t time.Time, age time.Duration) bool {
 // that is going on at time now counted as far as it has come.
 func (f *Flow) LongestStall(from, to, now time.Time) time.Duration {
 	var longest time.Duration
-	stalls := f.stalls
-	if f.Ended.IsZero() && (f.Kind == Download || f.waiting) {
-		stalls = append(slices.Clip(stalls), Stall{f.progress, now.Sub(f.progress)})
+	stalls := f.Stalls
+	if f.Ended.IsZero() && (f.Kind == Download || f.Waiting) {
+		stalls = append(slices.Clip(stalls), Stall{f.Progress, now.Sub(f.Progress)})
 	}
 	for _, s := range stalls {
 		if s.Start.Before(to) && s.Start.Add(s.Length).After(from) {

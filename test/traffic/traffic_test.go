@@ -127,7 +127,7 @@ func TestQuietLinesAreCompared(t *testing.T) {
 			done := make(chan struct{})
 			go func() { q.one(t.Context(), stop); close(done) }()
 			for tc.lost == "" {
-				if _, lines := l.Totals(); lines >= 3 {
+				if l.Totals().Lines >= 3 {
 					break
 				}
 				time.Sleep(time.Millisecond)
@@ -161,13 +161,13 @@ func TestShortRequestsAreRetriedAndCounted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() { s.Run(ctx, stop); close(done) }()
-	for l.ShortNow().Done == 0 {
+	for l.Totals().Short.Done == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	close(stop)
 	<-done
 	cancel()
-	if got := l.ShortNow(); got.Retried != 1 || got.Failed != 0 {
+	if got := l.Totals().Short; got.Retried != 1 || got.Failed != 0 {
 		t.Errorf("totals %+v, want one retry and no failure", got)
 	}
 }
@@ -175,7 +175,7 @@ func TestShortRequestsAreRetriedAndCounted(t *testing.T) {
 func TestFlowWindow(t *testing.T) {
 	t0 := time.Unix(1000, 0)
 	at := func(s float64) time.Time { return t0.Add(time.Duration(s * float64(time.Second))) }
-	f := Flow{Kind: Download, Opened: at(0), progress: at(30), stalls: []Stall{{at(10), 2 * time.Second}}}
+	f := Flow{Kind: Download, Opened: at(0), Progress: at(30), Stalls: []Stall{{at(10), 2 * time.Second}}}
 	for _, tc := range []struct {
 		t    float64
 		want bool
