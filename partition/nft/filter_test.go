@@ -1,6 +1,7 @@
 package nft_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -8,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -293,6 +296,50 @@ func TestConfirmLate(t *testing.T) {
 	s, err := f.Stats()
 	if err != nil || s.Accepted != 0 || s.Confirmed != 0 || s.LeaseLeft != 0 {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// Nobody else can arm a heartbeat: root lacks the secret, and who has read it
+// out of the rules lacks the uid.
+func TestForgery(t *testing.T) {
+	w := newNetwork(t, 1, config(time.Minute))
+	d := w.directors[0]
+	armed := func() uint64 {
+		s, err := d.filter.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Armed
+	}
+	secret := regexp.MustCompile(`@th,64,128 0x([0-9a-f]+)`).FindStringSubmatch(d.run("nft list chain inet saru lease"))
+	if secret == nil {
+		t.Skip("this nft prints the rules otherwise")
+	}
+	known, err := hex.DecodeString(fmt.Sprintf("%032s", secret[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forge := func(secret []byte, uid uint32) {
+		var text strings.Builder
+		for _, b := range append(secret[:len(secret):len(secret)], 'A', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9) {
+			fmt.Fprintf(&text, `\x%02x`, b)
+		}
+		d.do(func() error {
+			c := exec.Command("bash", "-c", "printf '"+text.String()+"' > /dev/udp/127.83.65.82/511")
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			c.Run() // a drop in the output hook is its error
+			return nil
+		})
+	}
+	before := armed()
+	forge(make([]byte, 16), 0)
+	forge(known, 65534)
+	if got := armed(); got != before {
+		t.Errorf("%d forged heartbeats armed", got-before)
+	}
+	forge(known, 0)
+	if got := armed(); got != before+1 {
+		t.Errorf("with secret and uid %d heartbeats armed: the test proves nothing", got-before)
 	}
 }
 
