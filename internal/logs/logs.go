@@ -39,9 +39,7 @@ func New(tag, facility string, debug bool) (*slog.Logger, error) {
 	}
 	w, err := syslog.New(pri, tag)
 	if err != nil {
-		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-		log.Info("no syslog here, logging to standard error", "err", err)
-		return log, nil
+		return New(tag, "-", debug)
 	}
 	return slog.New(&syslogHandler{w: w, level: level}), nil
 }
