@@ -166,36 +166,70 @@ func (f *Filter) Apply(d Desired) error {
 	}
 	f.write.Lock()
 	defer f.write.Unlock()
-	f.read.Lock()
-	f.pending = d
-	f.read.Unlock()
-	err := f.replaceBuckets(d)
-
-	f.read.Lock()
-	defer f.read.Unlock()
-	got, rerr := f.readBackLocked(d)
+	f.setPending(d)
+	// The second time, if somebody else has touched the sets, all is replaced.
+	var err, rerr error
+	var got Desired
+	for _, whole := range []bool{f.unknown.Load(), true} {
+		err = f.sendBuckets(d, whole)
+		if got, rerr = f.readBack(d); rerr == nil && got == d || errors.Is(rerr, unix.ENOENT) {
+			break
+		}
+	}
 	switch {
 	case errors.Is(rerr, unix.ENOENT):
 		return fmt.Errorf("nft: table %s: %w", f.cfg.Name, ErrGone)
 	case rerr == nil && got == d:
-		f.applied, f.want, f.verified = d, d, 0
-		f.unknown.Store(false)
+		f.setApplied(d)
 		return nil
 	case rerr == nil && got == f.applied && err != nil:
+		f.setPending(got)
 		return fmt.Errorf("nft: table %s: share not changed: %w", f.cfg.Name, err)
 	}
 	f.unknown.Store(true)
 	return fmt.Errorf("nft: table %s: %w: %w", f.cfg.Name, ErrUnknown, errors.Join(err, rerr))
 }
 
-func (f *Filter) replaceBuckets(d Desired) error {
-	for set, buckets := range map[*nftables.Set]partition.Set{f.table.open: d.Open, f.table.rest: d.Rest} {
-		f.wconn.FlushSet(set)
-		if err := f.wconn.SetAddElements(set, elements(buckets)); err != nil {
+func (f *Filter) setPending(d Desired) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	f.pending = d
+}
+
+func (f *Filter) setApplied(d Desired) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	f.applied, f.want, f.verified = d, d, 0
+	f.unknown.Store(false)
+}
+
+// sendBuckets sends one transaction that takes the sets to d: from what was
+// applied, or from anything.
+func (f *Filter) sendBuckets(d Desired, whole bool) error {
+	have := f.applied
+	if whole {
+		have = Desired{}
+		f.wconn.FlushSet(f.table.open)
+		f.wconn.FlushSet(f.table.rest)
+	}
+	for _, change := range []struct {
+		set        *nftables.Set
+		want, have partition.Set
+	}{{f.table.open, d.Open, have.Open}, {f.table.rest, d.Rest, have.Rest}} {
+		if err := f.wconn.SetDeleteElements(change.set, elements(change.have.Minus(change.want))); err != nil {
+			return err
+		}
+		if err := f.wconn.SetAddElements(change.set, elements(change.want.Minus(change.have))); err != nil {
 			return err
 		}
 	}
 	return f.wconn.Flush()
+}
+
+func (f *Filter) readBack(d Desired) (Desired, error) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	return f.readBackLocked(d)
 }
 
 // readBackLocked reads the buckets until they are d, a few times: a dump that

@@ -420,6 +420,25 @@ func TestFlushRuleset(t *testing.T) {
 	w.mustDivide(cfg, ps, w.sendMany(ps, 64))
 }
 
+// Apply gives the wanted buckets whatever somebody else made of the sets.
+func TestApplyRepairs(t *testing.T) {
+	w := newNetwork(t, 1, config(time.Second))
+	d := w.directors[0]
+	for _, edit := range []string{"flush set inet saru open", "add element inet saru open { 5 }", "delete element inet saru rest { 7 }"} {
+		if err := d.filter.Apply(nft.Desired{Open: partition.SetOf(7), Rest: partition.SetOf(7, 8)}); err != nil {
+			t.Fatal(err)
+		}
+		d.run("nft " + edit)
+		want := nft.Desired{Open: partition.SetOf(1, 9), Rest: partition.SetOf(1, 8, 9)}
+		if err := d.filter.Apply(want); err != nil {
+			t.Fatalf("after %s: %v", edit, err)
+		}
+		if s, err := d.filter.Stats(); err != nil || s.Open != want.Open || s.Rest != want.Rest || !s.Intact {
+			t.Errorf("after %s: open %v, rest %v, intact %v, %v", edit, s.Open, s.Rest, s.Intact, err)
+		}
+	}
+}
+
 // Somebody who edits the table is noticed.
 func TestVerify(t *testing.T) {
 	for _, edit := range []string{
