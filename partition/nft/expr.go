@@ -37,6 +37,15 @@ func link(offset uint32, want []byte) phrase {
 	return matchBytes(expr.PayloadBaseLLHeader, offset, want, expr.CmpOpEq)
 }
 
+// toAll matches Ethernet broadcast and multicast: the group bit is set.
+func toAll() phrase {
+	return phrase{
+		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 1},
+		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{1}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{1}},
+	}
+}
+
 func transport(offset uint32, want ...byte) phrase {
 	return matchBytes(expr.PayloadBaseTransportHeader, offset, want, expr.CmpOpEq)
 }

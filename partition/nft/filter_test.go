@@ -541,6 +541,26 @@ func TestOwnMAC(t *testing.T) {
 	}
 }
 
+// A broadcast frame for the VIP reaches every director; none may take it.
+func TestBroadcastFrame(t *testing.T) {
+	w := newNetwork(t, 2, config(time.Minute))
+	w.beat(1)
+	w.client.run("ip neigh replace 10.9.0.100 lladdr ff:ff:ff:ff:ff:ff dev eth0 nud permanent")
+	check := func(when string) {
+		t.Helper()
+		for _, got := range w.arrived(w.sendMany(ports(8), 64), 200*time.Millisecond) {
+			if got[0]+got[1] != 0 {
+				t.Errorf("%s: %v", when, got)
+			}
+		}
+	}
+	check("whole")
+	for _, d := range w.directors {
+		d.run("nft delete chain inet saru ingress")
+	}
+	check("without the ingress chain")
+}
+
 // The backstop silences a connection that nobody knows while its bucket is
 // settling, and leaves it to the stack's reset afterwards.
 func TestBackstop(t *testing.T) {

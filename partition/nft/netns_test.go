@@ -144,6 +144,7 @@ type director struct {
 	owns   partition.Set
 	mu     sync.Mutex
 	heard  map[uint32]int // datagram number -> copies
+	conns  []net.Conn
 }
 
 // A network is a switch with a client and directors.
@@ -262,12 +263,20 @@ func (d *director) serve() {
 			if err != nil {
 				return
 			}
+			d.mu.Lock()
+			d.conns = append(d.conns, c)
+			d.mu.Unlock()
 			wg.Go(func() { d.talk(c) })
 		}
 	})
 	d.t.Cleanup(func() {
 		pc.Close()
 		ln.Close()
+		d.mu.Lock()
+		for _, c := range d.conns {
+			c.Close()
+		}
+		d.mu.Unlock()
 		wg.Wait()
 	})
 }

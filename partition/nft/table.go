@@ -228,10 +228,13 @@ func (t *table) judge(cfg *Config) []chain {
 func (t *table) ingress(cfg *Config, s secrets) []chain {
 	hook := inetIngress
 	return []chain{
-		// The interface's own MAC: a router with an old ARP entry, or one that
-		// divides by itself. Nobody else got the packet, so it is served; the
-		// sender is remembered. The update is last: it ends the rule when full.
+		// Not the shared MAC. A broadcast reached every director, and UDP would
+		// take it on each, so nobody does. The interface's own MAC is that of
+		// a router with an old ARP entry, or one that divides by itself: nobody
+		// else got the packet, so it is served; the sender is remembered. The
+		// update is last: it ends the rule when the set is full.
 		{name: "own", rules: []phrase{
+			rule(toAll(), count(cntForeign), verdict(expr.VerdictDrop)),
 			rule(meta(expr.MetaKeyPKTTYPE, unix.PACKET_HOST), count(cntOwn),
 				phrase{load(expr.PayloadBaseLLHeader, keyReg, 6, 6), update(t.senders, keyReg, senderLife)}),
 			verdict(expr.VerdictAccept),
@@ -266,6 +269,7 @@ func (t *table) input(cfg *Config) chain {
 	return chain{name: "input", hook: nftables.ChainHookInput, priority: inputPriority, rules: []phrase{
 		rule(meta(expr.MetaKeyIIFTYPE, host16(unix.ARPHRD_LOOPBACK)...), verdict(expr.VerdictAccept)),
 		rule(ipv4(), toVIP(t.vips), link(0, cfg.MAC), verdict(expr.VerdictJump, "judge")),
+		rule(ipv4(), toVIP(t.vips), toAll(), count(cntForeign), verdict(expr.VerdictDrop)),
 	}}
 }
 
