@@ -39,10 +39,10 @@
 // makes a record BeatRate times a second, which pushes out the one before
 // it. The heartbeat has no virtual service: it injects UDP entries on
 // loopback addresses, forwarded to the machine itself, and sends a datagram
-// on each in turn; each entry is injected again shortly before its turn, so
-// they outlive `ipvsadm -C`, changed timeouts and expiry. A heartbeat's
-// record that comes back proves the whole way: injection, table, emission,
-// capture. IsBeat recognises these entries; they are never handed to
+// on each in turn; each entry is injected a second before its turn and deleted
+// after it, so the heartbeat outlives `ipvsadm -C` and changed timeouts, and
+// each record of it that comes back proves the whole way: injection, table,
+// emission, capture. IsBeat recognises these entries; they are never handed to
 // OnRecord.
 //
 // IPVS hooks into packets only once a virtual service was added; before that

@@ -66,15 +66,19 @@ func (b *beats) last() (time.Time, time.Duration) {
 	return b.at, b.delay
 }
 
-// beat sends the heartbeat: at each tick it injects an entry and pings the one
-// injected a second ago. Once a second it judges what came of it.
+// beat sends the heartbeat: at each tick it pings the entry that was injected
+// a second ago, deletes it, and injects another. The record is on its way when
+// the ping returns, since the kernel makes it while the packet leaves. So each
+// beat needs an injection that worked, and few entries live at a time. Once a
+// second it judges what came of it.
 func (t *Tap) beat(ctx context.Context) {
 	b := t.beats
 	_, _, trouble := t.inj.inject(b.entries[:b.ahead])
 	tick := time.NewTicker(time.Second / time.Duration(t.cfg.BeatRate))
 	defer tick.Stop()
-	started := time.Now()
-	judged, guarded := started, started
+	t.excused = time.Now()
+	judged, guarded := t.excused, t.excused
+	turn := make([]conntable.Connection, 2)
 	for i := 0; ; i = (i + 1) % len(b.entries) {
 		var now time.Time
 		select {
@@ -82,12 +86,14 @@ func (t *Tap) beat(ctx context.Context) {
 			return
 		case now = <-tick.C:
 		}
-		next := (i + b.ahead) % len(b.entries)
-		_, _, err := t.inj.inject(b.entries[next : next+1])
 		b.out(i, time.Now())
-		trouble = errors.Join(trouble, err, t.pinger.ping(&b.entries[i]))
+		err := t.pinger.ping(&b.entries[i])
+		turn[0] = deletion(&b.entries[i])
+		turn[1] = b.entries[(i+b.ahead)%len(b.entries)]
+		_, _, ierr := t.inj.inject(turn)
+		trouble = errors.Join(trouble, err, ierr)
 		if now.Sub(judged) >= judgeEvery {
-			t.judge(trouble, now.Sub(started))
+			t.judge(trouble)
 			judged, trouble = now, nil
 		}
 		if now.Sub(guarded) >= guardEvery {
@@ -98,24 +104,30 @@ func (t *Tap) beat(ctx context.Context) {
 }
 
 // judge decides whether the capture works, and mends what it can. trouble is
-// what failed since it last did, running how long the tap runs.
-func (t *Tap) judge(trouble error, running time.Duration) {
+// what failed since it last did.
+func (t *Tap) judge(trouble error) {
 	reason := t.mendThreads()
-	silent := min(time.Since(t.LastBeat()), running)
+	last := t.LastBeat()
+	if (last.IsZero() || time.Since(last) >= silentAfter) && t.noServices() {
+		t.excused = time.Now()
+		t.ready()
+	}
+	if t.excused.After(last) {
+		last = t.excused
+	}
+	silent := time.Since(last)
 	switch {
 	case reason != "":
 	case trouble != nil:
 		reason = firstLine(trouble)
-	case silent < silentAfter:
-		if t.LastBeat().IsZero() && !t.noServices() {
-			return // too early to tell
-		}
-	case !t.noServices():
-		reason = fmt.Sprintf("for %d s no heartbeat from %v to %v came back; does a firewall drop them on lo, or is %s down?",
+	case silent >= silentAfter:
+		reason = fmt.Sprintf("for %d s no heartbeat from %v to %v came back; does a firewall drop them or the injected records on lo, or is %s down?",
 			int(silent.Seconds()), beatNet, beatAddr, t.cfg.Interface)
 	}
 	t.setProblem(reason)
-	t.ready()
+	if reason != "" {
+		t.ready()
+	}
 }
 
 // noServices says whether IPVS has no virtual service: then it may not look

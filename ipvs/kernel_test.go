@@ -398,6 +398,164 @@ func TestCaptureInject(t *testing.T) {
 	}
 }
 
+// TestBurst: no record is lost when many connections come at once.
+func TestBurst(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", vip+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	var mu sync.Mutex
+	established := map[netip.AddrPort]bool{}
+	cfg := testConfig(t)
+	cfg.OnRecord = func(c *conntable.Connection) {
+		mu.Lock()
+		defer mu.Unlock()
+		if c.State == 1 {
+			established[c.Client] = true
+		}
+	}
+	tap, err := OpenTap(testLog(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running(t, tap)
+	const n = 2000
+	start := time.Now()
+	var clients []netip.AddrPort
+	for range n {
+		c, err := net.Dial("tcp", vip+":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, addrOf(c.LocalAddr()))
+		c.Close()
+	}
+	took := time.Since(start)
+	eventually(t, "every connection captured as established", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range clients {
+			if !established[c] {
+				return false
+			}
+		}
+		return true
+	})
+	s := tap.Stats()
+	t.Logf("%d connections in %v, %.0f/s; %+v", n, took, n/took.Seconds(), s)
+	if s.CaptureDrops != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestFirewall: an input chain that lets in nothing but lo does no harm; one
+// that drops lo too is named as the reason of a degraded capture.
+func TestFirewall(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	nft := func(rules string) {
+		t.Helper()
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Skipf("no firewall to test with: nft: %v %s", err, out)
+		}
+	}
+	nft("table inet fw { chain input { type filter hook input priority 0; policy drop; iif lo accept; }; }")
+	tap, err := OpenTap(testLog(t), testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	running(t, tap)
+	if ok, why := tap.Healthy(); !ok || tap.LastBeat().IsZero() {
+		t.Errorf("behind a firewall that accepts lo: %v, last beat %v", why, tap.LastBeat())
+	}
+	nft("flush chain inet fw input")
+	eventually(t, "degraded", func() bool { ok, _ := tap.Healthy(); return !ok })
+	if _, why := tap.Healthy(); !strings.Contains(why, "firewall") {
+		t.Errorf("reason %q", why)
+	}
+	nft("add rule inet fw input accept")
+	eventually(t, "healthy again", func() bool { ok, _ := tap.Healthy(); return ok })
+}
+
+// TestNoServices: without a virtual service there is nothing to capture, which
+// is no fault, and the heartbeat starts with the first one.
+func TestNoServices(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := exec.Command("ip", "link", "set", "lo", "up").Run(); err != nil {
+		t.Fatal(err)
+	}
+	tap, err := OpenTap(testLog(t), testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	running(t, tap)
+	time.Sleep(silentAfter + 2*judgeEvery)
+	if ok, why := tap.Healthy(); !ok {
+		t.Error(why)
+	}
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a heartbeat", func() bool { return !tap.LastBeat().IsZero() })
+	if ok, why := tap.Healthy(); !ok {
+		t.Error(why)
+	}
+}
+
+// TestLoopbackDown: refused, and nothing is left.
+func TestLoopbackDown(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	before := everything(t)
+	_, err := OpenTap(testLog(t), testConfig(t))
+	if config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), "ip link set lo up") {
+		t.Errorf("%v", err)
+	}
+	if after := everything(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestNoIPVS: a kernel without IPVS is bad input that says so.
+func TestNoIPVS(t *testing.T) {
+	if c, err := Dial(); err == nil {
+		c.Close()
+		t.Skip("this kernel has IPVS")
+	}
+	_, err := OpenTap(testLog(t), testConfig(t))
+	if config.ExitStatus(err) != config.BadInputStatus || !errors.Is(err, ErrNotSupported) {
+		t.Errorf("%v", err)
+	}
+	if err := ReadConns(func(*Entry) error { return nil }); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("%v", err)
+	}
+}
+
 // everything is what a Tap may touch.
 func everything(t *testing.T) string {
 	t.Helper()

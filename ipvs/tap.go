@@ -154,6 +154,7 @@ type Tap struct {
 	injected, deleted, bad atomic.Uint64
 	guarded                atomic.Bool
 	guardTried             bool                   // of the one goroutine that installs it
+	excused                time.Time              // of the beat's goroutine: no beat was due until then
 	problem                atomic.Pointer[string] // why Healthy is false
 	closeOnce              sync.Once
 	closeErr               error
@@ -299,8 +300,11 @@ func (t *Tap) adopt() error {
 	if err != nil {
 		return err
 	}
-	if found || left {
-		t.log.Info("taking over from a syncd that did not stop cleanly", "state", t.cfg.StateFile, "recorded", found)
+	switch {
+	case found:
+		t.log.Info("taking over from a syncd that did not stop cleanly", "state", t.cfg.StateFile)
+	case left:
+		t.log.Warn("a syncd left its sync threads without a record of the original kernel settings; present ones are taken for them", "state", t.cfg.StateFile)
 	}
 	if !found {
 		if err := saved.read(t.cfg.sysctls()); err != nil {
@@ -418,7 +422,8 @@ func (t *Tap) capture(ctx context.Context) error {
 // Inject tells the kernel of conns, which creates the entries or overwrites
 // what it has for their keys: it checks nothing, so the caller never gives
 // what is older than the kernel's own. It blocks while the backup thread is
-// behind. An entry of which the kernel does not know the service and real
+// behind, and fails, having injected some of conns or none, while that thread
+// does not run; Healthy tells, and the caller tries again. An entry of which the kernel does not know the service and real
 // server stays unbound until it is injected again.
 func (t *Tap) Inject(conns []conntable.Connection) error {
 	sent, bad, err := t.inj.inject(conns)
