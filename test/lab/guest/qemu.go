@@ -28,7 +28,7 @@ const kernelParameters = "console=ttyS0 quiet panic=-1 oops=panic mitigations=of
 func (m *machine) arguments() []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35", "-cpu", "max",
+		"-machine", "q35", "-cpu", "max,arch-capabilities=off",
 		"-smp", strconv.Itoa(m.SMP), "-m", strconv.Itoa(m.Memory),
 		"-kernel", m.image.Kernel, "-initrd", m.path("initramfs"),
 		"-append", strings.TrimSpace(kernelParameters + " " + m.Append),
@@ -39,7 +39,7 @@ func (m *machine) arguments() []string {
 		"-virtfs", "local,path=/,mount_tag=" + rootTag +
 			",security_model=none,readonly=on,multidevs=remap",
 	}
-	if false && hasKVM() {
+	if os.Getenv("SARU_LAB_ACCEL") == "kvm" && hasKVM() {
 		args = append(args, "-accel", "kvm")
 	}
 	args = append(args, "-accel", "tcg,thread=multi,tb-size=512")

@@ -1,0 +1,159 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// Forward is how a director sends a connection's packets on (ipvsadm(8)).
+type Forward string
+
+// The forwarding methods of IPVS.
+const (
+	Gate Forward = "gate" // direct routing: the real server has the VIP too
+	Masq Forward = "masq" // NAT: replies must pass a director
+	IPIP Forward = "ipip" // tunnel: the real server unpacks, and has the VIP
+)
+
+var forwardFlag = map[Forward]string{Gate: "-g", Masq: "-m", IPIP: "-i"}
+
+// Service is one virtual service, on the VIP, with every real server behind it.
+type Service struct {
+	Proto      string  // "tcp" or "udp"
+	Port       uint16  // at the VIP
+	Scheduler  string  // as ipvsadm names it; default rr
+	Forward    Forward // default Gate
+	RealPort   uint16  // at the real servers; default Port, and Port unless Masq
+	Persistent int     // seconds; 0 is none
+}
+
+// Topology declares a network. Zero fields take the defaults.
+type Topology struct {
+	Name        string       // default "lab"
+	Subnet      netip.Prefix // default 10.9.0.0/24
+	VIP         netip.Addr   // default host 100 of Subnet
+	Directors   int          // 1 to 8, named d1 …, hosts 2 … of Subnet
+	RealServers int          // 0 to 50, named r1 …, hosts 21 …
+	Clients     int          // 0 to 9, named c1 …, hosts 11 …
+	Services    []Service    // need a kernel with IPVS
+
+	// VIPOnDirectors lets the lab configure the VIP on lo, with arp_ignore=1
+	// and arp_announce=2, as an operator would.
+	VIPOnDirectors bool
+
+	// Gateway is what real servers reach clients through under Masq; default
+	// the first director.
+	Gateway netip.Addr
+}
+
+const (
+	maxDirectors   = 8
+	maxClients     = 9
+	maxRealServers = 50
+
+	firstDirector   = 2
+	firstClient     = 11
+	firstRealServer = 21
+	hostVIP         = 100
+)
+
+func (t Topology) withDefaults() (Topology, error) {
+	if t.Name == "" {
+		t.Name = "lab"
+	}
+	if !t.Subnet.IsValid() {
+		t.Subnet = netip.MustParsePrefix("10.9.0.0/24")
+	}
+	if !t.Subnet.Addr().Is4() || t.Subnet.Bits() > 24 {
+		return t, fmt.Errorf("topology %s: subnet %v: give an IPv4 one of /24 or larger", t.Name, t.Subnet)
+	}
+	t.Subnet = t.Subnet.Masked()
+	if !t.VIP.IsValid() {
+		t.VIP = host(t.Subnet, hostVIP)
+	}
+	if !t.Gateway.IsValid() {
+		t.Gateway = host(t.Subnet, firstDirector)
+	}
+	for _, n := range []struct {
+		what           string
+		have, min, max int
+	}{
+		{"directors", t.Directors, 0, maxDirectors},
+		{"real servers", t.RealServers, 0, maxRealServers},
+		{"clients", t.Clients, 0, maxClients},
+	} {
+		if n.have < n.min || n.have > n.max {
+			return t, fmt.Errorf("topology %s: %d %s: give %d to %d", t.Name, n.have, n.what, n.min, n.max)
+		}
+	}
+	services := make([]Service, len(t.Services))
+	for i, s := range t.Services {
+		var err error
+		if services[i], err = s.withDefaults(); err != nil {
+			return t, fmt.Errorf("topology %s: %w", t.Name, err)
+		}
+	}
+	t.Services = services
+	return t, nil
+}
+
+func (s Service) withDefaults() (Service, error) {
+	if s.Scheduler == "" {
+		s.Scheduler = "rr"
+	}
+	if s.Forward == "" {
+		s.Forward = Gate
+	}
+	if s.RealPort == 0 {
+		s.RealPort = s.Port
+	}
+	switch {
+	case s.Proto != "tcp" && s.Proto != "udp":
+		return s, fmt.Errorf("service protocol %q: give tcp or udp", s.Proto)
+	case s.Port == 0:
+		return s, errors.New("service without a port")
+	case forwardFlag[s.Forward] == "":
+		return s, fmt.Errorf("service forwarding %q: give gate, masq or ipip", s.Forward)
+	case s.Forward != Masq && s.RealPort != s.Port:
+		return s, fmt.Errorf("service port %d to real port %d: only masq can change ports", s.Port, s.RealPort)
+	}
+	return s, nil
+}
+
+// rules is the service as ipvsadm's restore format.
+func (s Service) rules(vip netip.Addr, servers []netip.Addr) string {
+	virtual := fmt.Sprintf("-%c %v", s.Proto[0], netip.AddrPortFrom(vip, s.Port))
+	persistent := ""
+	if s.Persistent > 0 {
+		persistent = fmt.Sprintf(" -p %d", s.Persistent)
+	}
+	text := fmt.Sprintf("-A %s -s %s%s\n", virtual, s.Scheduler, persistent)
+	for _, r := range servers {
+		text += fmt.Sprintf("-a %s -r %v %s -w 1\n", virtual, netip.AddrPortFrom(r, s.RealPort), forwardFlag[s.Forward])
+	}
+	return text
+}
+
+func (t Topology) uses(f Forward) bool {
+	for _, s := range t.Services {
+		if s.Forward == f {
+			return true
+		}
+	}
+	return false
+}
+
+// host returns the n-th address of an IPv4 prefix.
+func host(p netip.Prefix, n int) netip.Addr {
+	b := p.Addr().As4()
+	b[3] += byte(n)
+	return netip.AddrFrom4(b)
+}
+
+// hardwareAddr is a node's stable, locally administered MAC address.
+func hardwareAddr(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x02, 0x6c, b[0], b[1], b[2], b[3]}
+}
