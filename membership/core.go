@@ -141,6 +141,7 @@ type Core struct {
 	gateFull  bool
 	gateCold  bool
 	drain     bool
+	linkDown  bool
 	leaving   bool
 	farewells int
 	pingAt    time.Duration
@@ -422,7 +423,7 @@ func (c *Core) heardPeers() []*peer {
 
 // settleState passes the gate when it may be passed (H7, state gate).
 func (c *Core) settleState() {
-	if c.state != Joining || c.leaving || c.closeAll || c.unsure || !c.open.Empty() {
+	if c.state != Joining || c.leaving || c.linkDown || c.closeAll || c.unsure || !c.open.Empty() {
 		return
 	}
 	if c.now-c.joinSince <= c.maxLw || c.foreign() {
@@ -473,4 +474,19 @@ func (c *Core) step() {
 	c.evaluate()
 	c.steer()
 	c.confirm()
+}
+
+// SetLink tells whether the LAN's carrier is there. Without it everything is
+// closed, and the share waits until it is back (H7).
+func (c *Core) SetLink(now time.Duration, up bool) {
+	c.now = now
+	if c.linkDown == !up {
+		return
+	}
+	c.linkDown = !up
+	if c.linkDown {
+		c.fence()
+	}
+	c.joinSince = now
+	c.finish()
 }

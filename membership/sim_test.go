@@ -67,7 +67,6 @@ type simNode struct {
 	stalled time.Duration // until
 	inbox   []func()
 	todo    []Action
-	running bool
 	nextDue time.Duration
 	kernel  simKernel
 	leaving bool

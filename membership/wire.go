@@ -397,3 +397,6 @@ func decodeAssignment(h Header, r *reader) (*Assignment, bool) {
 	}
 	return a, r.bad || a.Hash == a.contentHash()
 }
+
+// From returns who sent m.
+func From(m Message) NodeID { return m.header().From }

@@ -1,0 +1,133 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"saru/partition"
+	"saru/partition/nft"
+)
+
+const (
+	verifyEvery = time.Second
+	// settleFor is for how long connections of buckets just gained that the
+	// kernel does not know are met with silence: their state may still come.
+	settleFor = 5 * time.Second
+)
+
+// An applier makes the kernel's bucket sets what the engine asks for, and sees
+// that they stay so. It may wait for other people's transactions; the engine
+// does not. It is a task.
+type applier struct {
+	log      *slog.Logger
+	filter   Filter
+	backstop bool
+	engine   *Engine
+	requests chan applyRequest
+	verify   chan struct{}
+	was      partition.Set // as last read back
+	up       chan struct{}
+
+	resets uint64 // owned by the engine's thread
+}
+
+type applyRequest struct{ open, gained partition.Set }
+
+func newApplier(log *slog.Logger, f Filter, backstop bool, e *Engine) *applier {
+	return &applier{
+		log: log, filter: f, backstop: backstop, engine: e,
+		requests: make(chan applyRequest, 1), verify: make(chan struct{}, 1), up: make(chan struct{}),
+	}
+}
+
+// apply asks for one change. The core asks for one at a time, so this never
+// waits.
+func (a *applier) apply(open, gained partition.Set) { a.requests <- applyRequest{open, gained} }
+
+// verifySoon has the table looked at now.
+func (a *applier) verifySoon() {
+	select {
+	case a.verify <- struct{}{}:
+	default:
+	}
+}
+
+// Ready is closed when requests are served.
+func (a *applier) Ready() <-chan struct{} { return a.up }
+
+func (a *applier) String() string { return "filter" }
+
+// Run serves until ctx ends.
+func (a *applier) Run(ctx context.Context) error {
+	tick := time.NewTicker(verifyEvery)
+	defer tick.Stop()
+	close(a.up)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-a.requests:
+			open, known := a.change(r)
+			a.engine.post(ctx, func(now time.Duration) { a.engine.core.Applied(now, open, known) })
+		case <-a.verify:
+			a.look(ctx)
+		case <-tick.C:
+			a.look(ctx)
+		}
+	}
+}
+
+// change applies one request, and returns what is open afterwards and whether
+// that is known.
+func (a *applier) change(r applyRequest) (open partition.Set, known bool) {
+	if a.backstop && !r.gained.Empty() {
+		// Before the buckets open, so that no packet of theirs meets a reset.
+		if err := a.filter.Settle(&r.gained, settleFor); err != nil {
+			a.log.Warn("connections of new buckets may be reset", "err", err)
+		}
+	}
+	err := a.filter.Apply(nft.Desired{Open: r.open, Rest: r.open})
+	switch {
+	case err == nil:
+		a.was = r.open
+		return a.was, true
+	case errors.Is(err, nft.ErrGone):
+		return a.reset(err)
+	case errors.Is(err, nft.ErrUnknown):
+		a.log.Error("the share's state in the kernel is not known; nothing is confirmed until it is", "err", err)
+		return partition.Set{}, false
+	}
+	a.log.Error("the share was not changed", "err", err)
+	return a.was, true
+}
+
+// reset puts a closed table in place of one that somebody else changed.
+func (a *applier) reset(why error) (open partition.Set, known bool) {
+	if err := a.filter.Reset(); err != nil {
+		a.log.Error("the table was changed by somebody else and cannot be replaced", "err", err)
+		return partition.Set{}, false
+	}
+	a.log.Warn("the table was changed by somebody else; it is closed and opens again when granted", "why", why)
+	a.was = partition.Set{}
+	return a.was, true
+}
+
+var errForeignChange = errors.New("not as this daemon left it")
+
+func (a *applier) look(ctx context.Context) {
+	ok, err := a.filter.Verify()
+	if ok {
+		return
+	}
+	if err == nil {
+		err = errForeignChange
+	}
+	if _, known := a.reset(err); known {
+		a.engine.post(ctx, func(now time.Duration) {
+			a.resets++
+			a.engine.core.Lost(now)
+		})
+	}
+}

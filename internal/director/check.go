@@ -1,0 +1,47 @@
+package director
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"saru/ipvs"
+	"saru/partition/nft"
+)
+
+// Check prints what s asks for and what the kernel can do. Its error is that
+// of Possible.
+func Check(w io.Writer, s *Settings) error {
+	fmt.Fprintf(w, "configuration  good: node %s of cluster %s, gossip %v, heartbeats UDP port %d\n", s.Node, s.Cluster, s.Bind, s.Bind.Port()+1)
+	if len(s.VIPs) == 0 {
+		fmt.Fprintln(w, "share          none: no addresses are configured, membership only")
+	} else {
+		fmt.Fprintf(w, "share          %v on %s, MAC %v, %d buckets by %v, lease %v\n", s.VIPs, s.Interface, s.MAC, s.Buckets, s.Sense, s.Lease)
+	}
+	fmt.Fprintf(w, "nftables       %s\n", verdict("yes", nft.Probe()))
+	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))
+	return Possible(s)
+}
+
+func verdict(yes string, err error) string {
+	if err != nil {
+		return "no: " + err.Error()
+	}
+	return yes
+}
+
+// smallTable is the kernel's default, 12 bits: long chains for any real load.
+const smallTable = 1 << 12
+
+func probeIPVS() (is string, err error) {
+	c, err := ipvs.Dial()
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	info, err := c.Info()
+	if err == nil && info.TableSize <= smallTable {
+		return fmt.Sprintf("yes, with a table of only %d buckets: set conn_tab_bits of ip_vs to 20", info.TableSize), nil
+	}
+	return "yes", err
+}

@@ -1,0 +1,376 @@
+package director
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/seal"
+	"saru/membership"
+	"saru/partition"
+)
+
+const (
+	// DefaultConfigPath is where the configuration is, unless --config says
+	// otherwise.
+	DefaultConfigPath = "/etc/saru/saru.toml"
+
+	// DefaultPort is the gossip's port, TCP and UDP; heartbeats take the next.
+	DefaultPort = 7946
+
+	minLease = 60 * time.Millisecond
+	maxLease = 10 * time.Second
+)
+
+// A File is the configuration file.
+type File struct {
+	Cluster struct {
+		Name    string   `toml:"name"`
+		Node    string   `toml:"node"`
+		Bind    string   `toml:"bind"`
+		Join    []string `toml:"join"`
+		KeyFile string   `toml:"key_file"`
+		Role    string   `toml:"role"`
+		Quorum  string   `toml:"quorum"`
+		Voters  []string `toml:"voters"`
+		Weight  int      `toml:"weight"`
+		Ping    []string `toml:"ping"`
+	} `toml:"cluster"`
+	Share struct {
+		ID        int      `toml:"id"`
+		Addresses []string `toml:"addresses"`
+		Interface string   `toml:"interface"`
+		Sense     string   `toml:"sense"`
+		Method    string   `toml:"method"`
+		Buckets   int      `toml:"buckets"`
+		MAC       string   `toml:"mac"`
+		Mode      string   `toml:"mode"`
+		Backend   string   `toml:"backend"`
+		Target    string   `toml:"target"`
+		Inside    *struct {
+			Interface string   `toml:"interface"`
+			Address   string   `toml:"address"`
+			MAC       string   `toml:"mac"`
+			Networks  []string `toml:"networks"`
+		} `toml:"inside"`
+	} `toml:"share"`
+	Timing struct {
+		Lease config.Duration `toml:"lease"`
+		Delay config.Duration `toml:"delay"`
+	} `toml:"timing"`
+	Control struct {
+		Socket  string `toml:"socket"`
+		Metrics string `toml:"metrics"`
+		Syncd   string `toml:"syncd"`
+	} `toml:"control"`
+}
+
+// DefaultFile returns a configuration of defaults: a cluster of one.
+func DefaultFile() File {
+	var f File
+	f.Cluster.Name, f.Cluster.Role, f.Cluster.Quorum, f.Cluster.Weight = "saru", "director", "lan", 100
+	s := &f.Share
+	s.ID, s.Sense, s.Method, s.Buckets, s.Mode, s.Backend, s.Target = 1, "src-port", "hash", 256, "flood", "nftables", "ipvs"
+	f.Timing.Lease, f.Timing.Delay = config.Duration(300*time.Millisecond), config.Duration(30*time.Second)
+	f.Control.Socket, f.Control.Metrics, f.Control.Syncd = "/run/saru/saru.sock", "127.0.0.1:9646", "/run/saru/syncd.sock"
+	return f
+}
+
+// Settings is a configuration that was found good.
+type Settings struct {
+	Cluster string
+	Node    string
+	Bind    netip.AddrPort
+	Join    []netip.AddrPort
+	Keys    *seal.Keyring
+	Weight  int
+	Ping    []netip.Addr
+
+	ID        int
+	VIPs      []netip.Addr // none: no share, membership only
+	Interface string
+	Sense     partition.Sense
+	Buckets   int
+	MAC       net.HardwareAddr
+	IPVS      bool // the target is IPVS, else local sockets
+	Seed      uint32
+
+	Lease   time.Duration
+	Delay   time.Duration
+	Socket  string
+	Metrics string
+	Syncd   string
+}
+
+// Load reads and validates the configuration at path. Without a file at the
+// default place it returns a cluster of one.
+func Load(path string) (*Settings, error) {
+	f := DefaultFile()
+	if _, err := os.Stat(path); path == DefaultConfigPath && errors.Is(err, os.ErrNotExist) {
+		return f.Settings()
+	}
+	if err := config.Load(path, &f); err != nil {
+		return nil, err
+	}
+	return f.Settings()
+}
+
+// Settings validates f. It looks at the machine's interfaces and reads the key
+// file, and touches nothing.
+func (f *File) Settings() (*Settings, error) {
+	s := &Settings{
+		Cluster: f.Cluster.Name, Weight: f.Cluster.Weight, ID: f.Share.ID, Buckets: f.Share.Buckets,
+		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
+		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
+	}
+	for _, check := range []func(*Settings) error{f.unsupported, f.cluster, f.share, f.timing, f.control, f.keys} {
+		if err := check(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// oneOf refuses a value that is unknown, or known and not in this version.
+func oneOf(key, value, supported string, later ...string) error {
+	switch {
+	case value == supported:
+		return nil
+	case slices.Contains(later, value):
+		return config.Bad("%s = %q is not in this version; use %q", key, value, supported)
+	}
+	return config.Bad("%s = %q: no such value; use %q", key, value, supported)
+}
+
+func (f *File) unsupported(*Settings) error {
+	for _, err := range []error{
+		oneOf("cluster.role", f.Cluster.Role, "director", "witness"),
+		oneOf("cluster.quorum", f.Cluster.Quorum, "lan", "majority"),
+		oneOf("share.method", f.Share.Method, "hash", "block"),
+		oneOf("share.mode", f.Share.Mode, "flood", "forward"),
+		oneOf("share.backend", f.Share.Backend, "nftables", "nfqueue"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if len(f.Cluster.Voters) > 0 {
+		return config.Bad("cluster.voters = %q: only quorum \"majority\" has voters, which is not in this version; remove the key", f.Cluster.Voters)
+	}
+	if f.Share.Inside != nil {
+		return config.Bad("share.inside is not in this version; remove the section, and forward by direct routing or tunnel")
+	}
+	return nil
+}
+
+func (f *File) cluster(s *Settings) (err error) {
+	if n := len(s.Cluster); n < 1 || n > membership.MaxName {
+		return config.Bad("cluster.name = %q: use 1 to %d characters", s.Cluster, membership.MaxName)
+	}
+	if s.Node = f.Cluster.Node; s.Node == "" {
+		if s.Node, err = os.Hostname(); err != nil {
+			return fmt.Errorf("host name: %w", err)
+		}
+	}
+	if n := len(s.Node); n < 1 || n > membership.MaxName {
+		return config.Bad("cluster.node = %q: use 1 to %d characters", s.Node, membership.MaxName)
+	}
+	if s.Weight < 1 || s.Weight > partition.MaxWeight {
+		return config.Bad("cluster.weight = %d: use 1 to %d", s.Weight, partition.MaxWeight)
+	}
+	bind := f.Cluster.Bind
+	if bind == "" {
+		if len(f.Cluster.Join) > 0 {
+			return config.Bad("cluster.bind is not set: give the address that the others reach this node at, as in \"10.9.0.2:%d\"", DefaultPort)
+		}
+		bind = "127.0.0.1"
+	}
+	if s.Bind, err = endpoint("cluster.bind", bind); err != nil {
+		return err
+	}
+	if s.Bind.Addr().IsUnspecified() {
+		return config.Bad("cluster.bind = %q: give the one address that the others reach this node at", bind)
+	}
+	if err := localAddress("cluster.bind", s.Bind.Addr()); err != nil {
+		return err
+	}
+	for _, j := range f.Cluster.Join {
+		at, err := endpoint("cluster.join", j)
+		if err != nil {
+			return err
+		}
+		s.Join = append(s.Join, at)
+	}
+	if len(s.Join) > membership.MaxNodes {
+		return config.Bad("cluster.join names %d nodes; a cluster has at most %d", len(s.Join), membership.MaxNodes)
+	}
+	for _, p := range f.Cluster.Ping {
+		a, err := netip.ParseAddr(p)
+		if err != nil || !a.Is4() {
+			return config.Bad("cluster.ping = %q: not an IPv4 address such as \"10.9.0.254\"", p)
+		}
+		s.Ping = append(s.Ping, a)
+	}
+	return nil
+}
+
+// endpoint parses an IPv4 address with or without a port.
+func endpoint(key, text string) (netip.AddrPort, error) {
+	at, err := netip.ParseAddrPort(text)
+	if err != nil {
+		a, aerr := netip.ParseAddr(text)
+		if aerr != nil {
+			return at, config.Bad("%s = %q: not an address such as \"10.9.0.2\" or \"10.9.0.2:%d\"", key, text, DefaultPort)
+		}
+		at = netip.AddrPortFrom(a, DefaultPort)
+	}
+	if !at.Addr().Is4() || at.Port() == 0 || at.Port() == 65535 {
+		return at, config.Bad("%s = %q: use an IPv4 address and a port from 1 to 65534", key, text)
+	}
+	return at, nil
+}
+
+func localAddress(key string, a netip.Addr) error {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	var have []string
+	for _, ia := range all {
+		n, ok := ia.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		if b, ok := netip.AddrFromSlice(n.IP); ok && b.Unmap() == a {
+			return nil
+		}
+		if n.IP.To4() != nil {
+			have = append(have, n.IP.String())
+		}
+	}
+	if a.IsLoopback() {
+		return nil // all of 127.0.0.0/8 is local
+	}
+	return config.Bad("%s = %q: no interface of this machine has this address; it has %s", key, a, strings.Join(have, ", "))
+}
+
+func (f *File) share(s *Settings) (err error) {
+	if s.ID < 1 || s.ID > 255 {
+		return config.Bad("share.id = %d: use 1 to 255", s.ID)
+	}
+	if s.Sense, err = partition.ParseSense(f.Share.Sense); err != nil {
+		return config.Bad("share.sense = %q: %v", f.Share.Sense, err)
+	}
+	if !partition.ValidBuckets(s.Buckets) || s.Buckets < 2 || s.Buckets > membership.MaxBuckets {
+		return config.Bad("share.buckets = %d: use a power of two from 2 to %d", s.Buckets, membership.MaxBuckets)
+	}
+	switch f.Share.Target {
+	case "ipvs", "local":
+		s.IPVS = f.Share.Target == "ipvs"
+	default:
+		return config.Bad("share.target = %q: no such value; use \"ipvs\" or \"local\"", f.Share.Target)
+	}
+	for _, t := range f.Share.Addresses {
+		a, err := netip.ParseAddr(t)
+		if err != nil || !a.Is4() || a.IsMulticast() || a.IsUnspecified() {
+			return config.Bad("share.addresses = %q: not an IPv4 address that clients can use, such as \"10.9.0.100\"", t)
+		}
+		if slices.Contains(s.VIPs, a) {
+			return config.Bad("share.addresses names %v twice; remove one", a)
+		}
+		s.VIPs = append(s.VIPs, a)
+	}
+	if len(s.VIPs) == 0 {
+		return nil
+	}
+	if len(s.VIPs) > 64 {
+		return config.Bad("share.addresses has %d addresses; use at most 64", len(s.VIPs))
+	}
+	s.Interface = f.Share.Interface
+	if s.Interface == "" {
+		return config.Bad("share.interface is not set: name the interface of the clients' LAN, such as \"eth0\"")
+	}
+	ifi, err := config.Interface("share.interface", s.Interface)
+	if err != nil {
+		return err
+	}
+	if len(ifi.HardwareAddr) != 6 {
+		return config.Bad("share.interface = %q: not an Ethernet interface; name the one of the clients' LAN", s.Interface)
+	}
+	mac := f.Share.MAC
+	if mac == "" {
+		mac = fmt.Sprintf("02:00:5e:00:01:%02x", s.ID)
+	}
+	if s.MAC, err = net.ParseMAC(mac); err != nil || len(s.MAC) != 6 || s.MAC[0]&1 != 0 || s.MAC.String() == "00:00:00:00:00:00" {
+		return config.Bad("share.mac = %q: not a unicast Ethernet address such as \"02:00:5e:00:01:c9\"", mac)
+	}
+	if s.MAC.String() == ifi.HardwareAddr.String() {
+		return config.Bad("share.mac = %q is the own address of %s; the shared MAC must belong to no interface", mac, s.Interface)
+	}
+	return nil
+}
+
+func (f *File) timing(s *Settings) error {
+	if s.Lease < minLease || s.Lease > maxLease {
+		return config.Bad("timing.lease = %q: use %v to %v", s.Lease, minLease, maxLease)
+	}
+	if s.Delay < 0 || s.Delay > time.Hour {
+		return config.Bad("timing.delay = %q: use 0s to 1h", s.Delay)
+	}
+	return nil
+}
+
+func (f *File) control(s *Settings) error {
+	for key, path := range map[string]string{"control.socket": s.Socket, "control.syncd": s.Syncd} {
+		if !filepath.IsAbs(path) || len(path) > 100 {
+			return config.Bad("%s = %q: use an absolute path of at most 100 characters", key, path)
+		}
+	}
+	if s.Metrics == "" {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(s.Metrics)
+	if err != nil || !at.Addr().IsLoopback() {
+		return config.Bad("control.metrics = %q: use a loopback address and port such as \"127.0.0.1:9646\", or \"\" for none", s.Metrics)
+	}
+	return nil
+}
+
+func (f *File) keys(s *Settings) (err error) {
+	if f.Cluster.KeyFile != "" {
+		s.Keys, err = seal.LoadKeyring(f.Cluster.KeyFile)
+	} else if len(s.Join) > 0 || len(s.VIPs) > 0 {
+		return config.Bad("cluster.key_file is not set: make one with 'saru keygen' and name it here, on every node the same")
+	} else {
+		s.Keys, err = seal.ParseKeyring([]byte(seal.NewKey()))
+	}
+	if err != nil {
+		return err
+	}
+	// Secret, so that clients cannot pick their director. It changes with the
+	// sealing key, so a rotation that moves keys needs all directors restarted.
+	s.Seed = binary.BigEndian.Uint32(s.Keys.Derive("hash seed", 4)[0])
+	return nil
+}
+
+// Shape is the hash of all that decides a packet: directors that differ in it
+// must not divide a share between them.
+func (s *Settings) Shape() uint64 {
+	h := sha256.New()
+	vips := slices.Clone(s.VIPs)
+	slices.SortFunc(vips, netip.Addr.Compare)
+	fmt.Fprintf(h, "saru shape 1 %d %v %v %d %d %v lan", s.ID, vips, s.Sense, s.Buckets, s.Seed, s.MAC)
+	return binary.BigEndian.Uint64(h.Sum(nil))
+}
+
+// Interval is the time between two ticks: six in a lease.
+func (s *Settings) Interval() time.Duration { return s.Lease / 6 }

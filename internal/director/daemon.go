@@ -1,0 +1,269 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/control"
+	"saru/internal/task"
+	"saru/ipvs"
+	"saru/partition/lan"
+	"saru/partition/nft"
+)
+
+// announceEvery is how often the master tells the LAN the shared MAC, so that
+// entries with a director's own MAC do not live for hours.
+const announceEvery = 30 * time.Second
+
+// A daemon is what Run opened.
+type daemon struct {
+	settings *Settings
+	version  string
+	log      *slog.Logger
+
+	control *control.Server
+	metrics *metricsServer
+	paths   []*path
+	engine  *Engine
+	gossip  *gossip
+	filter  *nft.Filter
+	applier *applier
+	lan     *lan.LAN
+	gate    *gate
+	lead    chan struct{}
+}
+
+// Run is the daemon: it takes its part of the share until ctx ends, then gives
+// it away and leaves the kernel as it found it, unless keep is set. ready is
+// called once everything works. All that can be refused is refused before the
+// kernel is touched.
+func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, keep bool, ready func()) (err error) {
+	if err := Possible(s); err != nil {
+		return err
+	}
+	d := &daemon{settings: s, version: version, log: log, lead: make(chan struct{}, 1)}
+	defer func() { err = errors.Join(err, d.close(keep)) }()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", version, "share", s.VIPs, "lease", s.Lease)
+	if len(s.VIPs) == 0 {
+		log.Info("no addresses are configured in [share]: membership only")
+	}
+	// The other tasks live on until the engine has given the share away.
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	engine := stopping{d.engine, stop}
+	tasks := []task.Task{engine, d.gossip, d.gate, d.control, task.Func{Name: "state to gossip", Do: d.tellState}}
+	if d.metrics != nil {
+		tasks = append(tasks, d.metrics)
+	}
+	if d.filter != nil {
+		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
+	}
+	err = task.Run(inner, ready, tasks...)
+	log.Info("stop", "err", err)
+	return err
+}
+
+// stopping is a task that ends all others when it ends.
+type stopping struct {
+	task.Task
+	stop context.CancelFunc
+}
+
+func (s stopping) Run(ctx context.Context) error {
+	defer s.stop()
+	return s.Task.Run(ctx)
+}
+
+// Possible says whether this kernel can do what s asks for, as bad input if it
+// cannot. It changes nothing.
+func Possible(s *Settings) error {
+	if len(s.VIPs) == 0 {
+		return nil
+	}
+	if err := nft.Probe(); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return config.Bad("%v: saru must run as root, or with CAP_NET_ADMIN and CAP_NET_RAW", err)
+		}
+		return config.Bad("this kernel cannot fence a share: %v; use one with CONFIG_NF_TABLES, its inet and netdev families and CONFIG_NFT_HASH", err)
+	}
+	if !s.IPVS {
+		return nil
+	}
+	c, err := ipvs.Dial()
+	if errors.Is(err, ipvs.ErrNotSupported) {
+		return config.Bad("share.target = \"ipvs\": this kernel has no IPVS; load ip_vs, or use \"local\" if the directors answer themselves")
+	}
+	if err != nil {
+		return fmt.Errorf("ask the kernel for IPVS: %w", err)
+	}
+	return c.Close()
+}
+
+// open opens everything, the kernel last. The control socket goes first, since
+// whoever has it is the one saru here.
+func (d *daemon) open(ctx context.Context) (err error) {
+	s := d.settings
+	handler := &lateHandler{}
+	if d.control, err = control.Listen("saru", s.Socket, handler); err != nil {
+		return err
+	}
+	if s.Metrics != "" {
+		if d.metrics, err = listenMetrics(s.Metrics, d.status); err != nil {
+			return err
+		}
+	}
+	udp, err := openUDP(s.Bind, s.Keys)
+	if err != nil {
+		return err
+	}
+	d.paths = append(d.paths, udp)
+	if len(s.VIPs) > 0 {
+		if err := d.openShare(); err != nil {
+			return err
+		}
+	}
+	var filter Filter
+	if d.filter != nil {
+		filter = d.filter
+	}
+	if d.engine, err = newEngine(d.log, s, ctx, filter, d.paths); err != nil {
+		return err
+	}
+	d.engine.onLead = func() {
+		select {
+		case d.lead <- struct{}{}:
+		default:
+		}
+	}
+	if d.filter != nil {
+		d.applier = newApplier(d.log, d.filter, s.IPVS, d.engine)
+		d.engine.applier = d.applier
+	}
+	d.gate = newGate(d.engine, s.Syncd, s.Delay)
+	if d.gossip, err = openGossip(d.log, s, d.engine, d.version); err != nil {
+		return err
+	}
+	handler.Handler = d.handler()
+	return nil
+}
+
+// openShare puts the closed table in place (H1), then the addresses.
+func (d *daemon) openShare() (err error) {
+	s := d.settings
+	ifi, err := net.InterfaceByName(s.Interface)
+	if err != nil {
+		return fmt.Errorf("interface %q: %w", s.Interface, err)
+	}
+	frames, err := openFrames(ifi, s.MAC, s.Keys)
+	if err != nil {
+		return err
+	}
+	d.paths = append(d.paths, frames)
+	d.filter, err = nft.Open(nft.Config{
+		Name: "saru", Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, Buckets: s.Buckets, Seed: s.Seed,
+		Sense: s.Sense, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
+	})
+	if err != nil {
+		return config.Bad("%v", err)
+	}
+	d.lan, err = lan.Open(lan.Config{
+		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),
+		Answer: func(netip.Addr) bool { return d.engine.master.Load() },
+	})
+	return err
+}
+
+// announce tells the LAN the shared MAC while this node is the master.
+func (d *daemon) announce(ctx context.Context) error {
+	tick := time.NewTicker(announceEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.lead:
+		case <-tick.C:
+			if !d.engine.master.Load() {
+				continue
+			}
+		}
+		if err := d.lan.Announce(); err != nil {
+			d.log.Warn("announce the shared MAC", "err", err)
+		}
+	}
+}
+
+// tellState spreads this node's state by gossip, for status elsewhere.
+func (d *daemon) tellState(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		state := ""
+		if err := d.engine.ask(ctx, func(time.Duration) { state = d.engine.core.State().String() }); err != nil {
+			return nil // only when ctx ended
+		}
+		d.gossip.tell(state)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// close takes everything back: the addresses first, the fence after them.
+func (d *daemon) close(keep bool) error {
+	var errs []error
+	if d.gossip != nil {
+		errs = append(errs, d.gossip.close())
+	}
+	if d.lan != nil && !keep {
+		errs = append(errs, d.lan.Close())
+	}
+	if d.filter != nil && !keep {
+		errs = append(errs, d.filter.Close())
+	}
+	for _, p := range d.paths {
+		errs = append(errs, p.close())
+	}
+	if d.engine != nil {
+		errs = append(errs, d.engine.close())
+	}
+	if d.metrics != nil {
+		errs = append(errs, unlessClosed(d.metrics.close()))
+	}
+	if d.control != nil {
+		errs = append(errs, unlessClosed(d.control.Close()))
+	}
+	return errors.Join(errs...)
+}
+
+// unlessClosed returns err unless it says that a task closed its socket
+// before.
+func unlessClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// A lateHandler is given its Handler before anything is served.
+type lateHandler struct{ http.Handler }

@@ -1,0 +1,339 @@
+package director
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"saru/internal/seal"
+	"saru/membership"
+	"saru/partition"
+	"saru/partition/nft"
+)
+
+// A Filter is the kernel's side of a share; *nft.Filter is one.
+type Filter interface {
+	Arm(n uint64) error
+	Confirm(n uint64) error
+	Apply(d nft.Desired) error
+	Settle(b *partition.Set, d time.Duration) error
+	Verify() (bool, error)
+	Reset() error
+	Stats() (nft.Stats, error)
+	Close() error
+}
+
+// leaveWithin bounds how long a stop may take to give the share away.
+const leaveWithin = 2 * time.Second
+
+// An Engine drives the protocol on one thread. It is a task.
+type Engine struct {
+	log     *slog.Logger
+	core    *membership.Core
+	filter  Filter // nil without a share
+	applier *applier
+	paths   []*path
+	opener  *seal.Opener
+
+	interval time.Duration
+	start    time.Time
+	nextTick time.Duration
+	calls    chan func(now time.Duration)
+	wakeFD   int
+	up       chan struct{}
+	leave    context.Context
+
+	addrs  map[membership.NodeID]netip.AddrPort
+	seeds  []netip.AddrPort
+	master atomic.Bool // this node is it
+	onLead func()
+	was    membership.State
+
+	plain, out, in []byte
+
+	opened, armErrors, confirmErrors uint64
+	drops                            map[error]uint64
+	worstTick                        time.Duration
+	realtime                         string
+}
+
+// newEngine returns an Engine for s. leave ends when the share is to be given
+// away and the engine to end.
+func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filter, paths []*path) (*Engine, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	var inc [8]byte
+	rand.Read(inc[:])
+	e := &Engine{
+		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
+		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd,
+		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
+		onLead: func() {}, in: make([]byte, maxDgram), drops: map[error]uint64{},
+	}
+	for _, j := range s.Join {
+		e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))
+	}
+	e.core = membership.New(membership.Config{
+		Node: s.Node, Incarnation: binary.BigEndian.Uint64(inc[:]) | 1, Cluster: s.Cluster, Share: uint16(s.ID),
+		Shape: s.Shape(), Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
+		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight),
+	}, e.now())
+	return e, nil
+}
+
+func (e *Engine) now() time.Duration { return time.Since(e.start) }
+
+// Ready is closed when heartbeats are sent.
+func (e *Engine) Ready() <-chan struct{} { return e.up }
+
+func (e *Engine) String() string { return "engine" }
+
+// post makes the engine's thread call f soon. It waits while many calls wait.
+func (e *Engine) post(ctx context.Context, f func(now time.Duration)) {
+	select {
+	case e.calls <- f:
+		e.wake()
+	case <-ctx.Done():
+	}
+}
+
+func (e *Engine) wake() {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	// It fails only when so many wake-ups wait that the thread runs anyway.
+	_, _ = unix.Write(e.wakeFD, one[:])
+}
+
+// ask makes the engine's thread call f and waits until it has.
+func (e *Engine) ask(ctx context.Context, f func(now time.Duration)) error {
+	done := make(chan struct{})
+	e.post(ctx, func(now time.Duration) { f(now); close(done) })
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run drives the protocol until e.leave ends and the share is given away, or
+// ctx ends.
+func (e *Engine) Run(ctx context.Context) error {
+	// Never unlocked: the thread's scheduling class must not reach others, so
+	// it ends with the goroutine.
+	runtime.LockOSThread()
+	e.realtime = raisePriority()
+	if e.realtime != "" {
+		e.log.Warn("load can look like death: the engine has no real-time priority", "why", e.realtime)
+	}
+	stop := context.AfterFunc(ctx, e.wake)
+	defer stop()
+	stopLeave := context.AfterFunc(e.leave, e.wake)
+	defer stopLeave()
+	close(e.up)
+	e.nextTick = e.now()
+	var deadline time.Duration
+	for ctx.Err() == nil {
+		if e.leave.Err() != nil && deadline == 0 {
+			deadline = e.now() + leaveWithin
+			e.core.Leave(e.now())
+			e.perform()
+		}
+		if deadline != 0 && (e.core.Gone() || e.now() > deadline) {
+			if !e.core.Gone() {
+				e.log.Warn("left without having seen the share closed", "waited", leaveWithin)
+			}
+			return nil
+		}
+		if err := e.wait(); err != nil {
+			return err
+		}
+		e.turn()
+	}
+	return nil
+}
+
+// wait sleeps until something is due or arrives.
+func (e *Engine) wait() error {
+	fds := []unix.PollFd{{Fd: int32(e.wakeFD), Events: unix.POLLIN}}
+	for _, p := range e.paths {
+		fds = append(fds, unix.PollFd{Fd: int32(p.fd), Events: unix.POLLIN})
+	}
+	left := max(0, min(e.nextTick, e.core.Next())-e.now())
+	ts := unix.NsecToTimespec(int64(left))
+	if _, err := unix.Ppoll(fds, &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("poll: %w", err)
+	}
+	return nil
+}
+
+// turn drains everything, then does what is due (H2).
+func (e *Engine) turn() {
+	var count [8]byte
+	_, _ = unix.Read(e.wakeFD, count[:]) // EAGAIN when nobody woke us
+	for range cap(e.calls) {
+		select {
+		case f := <-e.calls:
+			f(e.now())
+			e.perform()
+			continue
+		default:
+		}
+		break
+	}
+	for _, p := range e.paths {
+		for range drainLimit {
+			b, from := p.receive(e.in)
+			if b == nil {
+				break
+			}
+			p.received++
+			e.receive(p, b, from)
+			e.perform()
+		}
+	}
+	switch now := e.now(); {
+	case now >= e.nextTick:
+		e.worstTick = max(e.worstTick, now-e.nextTick)
+		e.nextTick = max(e.nextTick+e.interval, now+e.interval/2)
+		e.core.Tick(now)
+	case now >= e.core.Next():
+		e.core.Wake(now)
+	}
+	e.perform()
+	e.follow()
+}
+
+// receive opens one datagram, and gives it to the core.
+func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
+	plain, _, _, err := e.opener.Open(e.plain[:0], b)
+	if err != nil {
+		p.refused++
+		e.drops[err]++
+		return
+	}
+	e.plain = plain
+	e.opened++
+	m, err := membership.Decode(plain)
+	switch {
+	case errors.Is(err, membership.ErrVersion):
+		e.drops[err]++
+		e.core.Foreign(e.now(), membership.From(m))
+		return
+	case err != nil:
+		e.drops[err]++
+		return
+	}
+	if from.IsValid() {
+		e.learn(membership.From(m), from)
+	}
+	e.core.Receive(e.now(), m)
+}
+
+// learn notes where a node is, as an authentic message of it shows.
+func (e *Engine) learn(id membership.NodeID, at netip.AddrPort) {
+	if _, known := e.addrs[id]; known || len(e.addrs) < 64 {
+		e.addrs[id] = at
+	}
+}
+
+// perform does what the core asks for, in order.
+func (e *Engine) perform() {
+	for _, a := range e.core.Actions() {
+		switch a.Kind {
+		case membership.Arm:
+			if e.filter == nil {
+				continue
+			}
+			if err := e.filter.Arm(a.N); err != nil {
+				e.armErrors++
+				if errors.Is(err, nft.ErrGone) {
+					e.applier.verifySoon()
+				}
+			}
+		case membership.Confirm:
+			if e.filter == nil {
+				continue
+			}
+			if err := e.filter.Confirm(a.N); err != nil {
+				e.confirmErrors++
+			}
+		case membership.Send:
+			e.send(a.To, a.Message)
+		case membership.Apply:
+			e.apply(a.Open, a.Gained)
+		}
+	}
+}
+
+func (e *Engine) apply(open, gained partition.Set) {
+	if e.applier == nil {
+		e.core.Applied(e.now(), open, true)
+		e.perform()
+		return
+	}
+	e.applier.apply(open, gained)
+}
+
+func (e *Engine) send(to membership.NodeID, m membership.Message) {
+	plain := m.Append(e.out[:0])
+	e.out = plain
+	var at []netip.AddrPort
+	if to != 0 {
+		if a, ok := e.addrs[to]; ok {
+			at = append(at, a)
+		}
+	} else {
+		at = append(at, e.seeds...)
+		for _, a := range e.addrs {
+			at = append(at, a)
+		}
+		at = dedupe(at)
+	}
+	for _, p := range e.paths {
+		p.send(plain, at)
+	}
+}
+
+func dedupe(all []netip.AddrPort) []netip.AddrPort {
+	out := all[:0]
+next:
+	for _, a := range all {
+		for _, o := range out {
+			if o == a {
+				continue next
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// follow tells the rest of the daemon, and the log, what has changed.
+func (e *Engine) follow() {
+	s := e.core.State()
+	lead := e.core.Leads()
+	if s != e.was {
+		e.log.Info("state", "was", e.was, "is", s, "why", e.core.Why())
+		e.was = s
+	}
+	if lead && !e.master.Swap(true) {
+		e.log.Info("this node is the master")
+		e.onLead()
+	} else if !lead && e.master.Swap(false) {
+		e.log.Info("this node is no longer the master", "master", e.core.Master())
+	}
+}
+
+func (e *Engine) close() error { return unix.Close(e.wakeFD) }

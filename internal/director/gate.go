@@ -1,0 +1,71 @@
+package director
+
+import (
+	"context"
+	"time"
+
+	"saru/internal/control"
+)
+
+const (
+	askSyncdEvery = 200 * time.Millisecond
+	// coldWait is how long a syncd may take to read its kernel when nobody
+	// serves.
+	coldWait = 2 * time.Second
+)
+
+// A gate asks the own syncd whether this node holds the cluster's connections,
+// and tells the engine. It is a task.
+type gate struct {
+	engine *Engine
+	client *control.Client
+	delay  time.Duration
+	up     chan struct{}
+	told   string // owned by the engine's thread
+}
+
+func newGate(e *Engine, socket string, delay time.Duration) *gate {
+	return &gate{engine: e, client: control.NewClient(socket), delay: delay, up: make(chan struct{})}
+}
+
+// Ready is closed when syncd is asked.
+func (g *gate) Ready() <-chan struct{} { return g.up }
+
+func (g *gate) String() string { return "state gate" }
+
+// Run asks until ctx ends.
+func (g *gate) Run(ctx context.Context) error {
+	tick := time.NewTicker(askSyncdEvery)
+	defer tick.Stop()
+	close(g.up)
+	start := time.Now()
+	for {
+		full, cold, told := g.judge(ctx, time.Since(start))
+		g.engine.post(ctx, func(now time.Duration) {
+			g.told = told
+			g.engine.core.SetGate(now, full, cold)
+		})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// judge returns whether this node may have a share (full), whether it may if
+// nobody else serves (cold), and what it found.
+func (g *gate) judge(ctx context.Context, up time.Duration) (full, cold bool, told string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var st struct {
+		Synced bool `json:"synced"`
+	}
+	switch err := g.client.Get(ctx, "/status", &st); {
+	case err != nil:
+		return up >= g.delay, true, "no syncd answers"
+	case st.Synced:
+		return true, true, "synced"
+	}
+	return false, up >= coldWait, "syncd is not synced yet"
+}

@@ -1,0 +1,271 @@
+package director
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"saru/internal/config"
+	"saru/membership"
+)
+
+// rejoinEvery is how often missing members are joined again: memberlist does
+// not heal a partition by itself.
+const rejoinEvery = time.Second
+
+// A Peer is a member as gossip tells it.
+type Peer struct {
+	Name    string
+	Addr    netip.AddrPort // of its heartbeats
+	Role    string
+	Weight  int
+	State   string
+	Version string
+}
+
+// meta is what a node tells of itself by gossip.
+type meta struct {
+	Role    string `json:"role"`
+	Weight  int    `json:"weight"`
+	Port    uint16 `json:"port"` // of the heartbeats
+	State   string `json:"state"`
+	Version string `json:"version"`
+}
+
+// gossip finds the members of the cluster. It is a task.
+type gossip struct {
+	log    *slog.Logger
+	list   *memberlist.Memberlist
+	bind   netip.AddrPort
+	seeds  []netip.AddrPort
+	engine *Engine
+	up     chan struct{}
+	events chan memberlist.NodeEvent
+
+	mu    sync.Mutex
+	own   meta
+	peers map[string]Peer
+	ever  map[string]netip.AddrPort // members seen and not said farewell by
+}
+
+func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*gossip, error) {
+	g := &gossip{
+		log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
+		own:   meta{"director", s.Weight, s.Bind.Port() + 1, membership.Joining.String(), version},
+		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
+	}
+	for _, j := range s.Join {
+		if j != s.Bind {
+			g.seeds = append(g.seeds, j)
+		}
+	}
+	c := memberlist.DefaultLANConfig()
+	c.Name, c.Label = s.Node, s.Cluster
+	c.BindAddr, c.BindPort = s.Bind.Addr().String(), int(s.Bind.Port())
+	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
+	// Measured: a crash is declared in about half a second.
+	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 50*time.Millisecond, 3
+	c.TCPTimeout = 2 * time.Second
+	c.DeadNodeReclaimTime = time.Second
+	c.LogOutput = logLines{log}
+	c.Delegate, c.Events = g, g
+	keys := s.Keys.Derive("gossip", 32)
+	ring, err := memberlist.NewKeyring(keys, keys[0])
+	if err != nil {
+		return nil, fmt.Errorf("gossip keys: %w", err)
+	}
+	c.Keyring = ring
+	if g.list, err = memberlist.Create(c); err != nil {
+		return nil, config.Bad("cluster.bind = %q: %v; free the port or choose another", s.Bind, err)
+	}
+	return g, nil
+}
+
+// Ready is closed when members are looked for.
+func (g *gossip) Ready() <-chan struct{} { return g.up }
+
+func (g *gossip) String() string { return "gossip" }
+
+// Run keeps joining who is missing until ctx ends, and tells the engine where
+// members are.
+func (g *gossip) Run(ctx context.Context) error {
+	tick := time.NewTicker(rejoinEvery)
+	defer tick.Stop()
+	joins := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	close(g.up)
+	for {
+		if missing := g.missing(); len(missing) > 0 && ctx.Err() == nil {
+			select {
+			case joins <- struct{}{}:
+				// A join may wait for a dead node's address, events must not.
+				wg.Go(func() {
+					if _, err := g.list.Join(missing); err != nil {
+						g.log.Debug("join", "missing", missing, "err", err)
+					}
+					<-joins
+				})
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev := <-g.events:
+			g.handle(ctx, ev)
+		case <-tick.C:
+		}
+	}
+}
+
+// missing returns the addresses of the seeds and former members that are not
+// there.
+func (g *gossip) missing() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []string
+	for _, a := range slices.Concat(g.seeds, values(g.ever)) {
+		at := netip.AddrPortFrom(a.Addr(), a.Port()+1)
+		if !slices.ContainsFunc(values(g.peers), func(p Peer) bool { return p.Addr == at }) && !slices.Contains(out, a.String()) {
+			out = append(out, a.String())
+		}
+	}
+	return out
+}
+
+func values[K comparable, V any](m map[K]V) []V {
+	var out []V
+	for _, v := range m {
+		out = append(out, v)
+	}
+	return out
+}
+
+func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
+	n := ev.Node
+	addr, ok := netip.AddrFromSlice(n.Addr)
+	if n.Name == g.list.LocalNode().Name || !ok || len(n.Name) > membership.MaxName {
+		return
+	}
+	var m meta
+	if err := json.Unmarshal(n.Meta, &m); err != nil || m.Port == 0 {
+		g.log.Warn("a member tells nothing that can be read", "member", n.Name, "err", err)
+		return
+	}
+	at := netip.AddrPortFrom(addr.Unmap(), m.Port)
+	g.mu.Lock()
+	switch ev.Event {
+	case memberlist.NodeLeave:
+		delete(g.peers, n.Name)
+		if n.State == memberlist.StateLeft {
+			delete(g.ever, n.Name)
+		}
+		g.mu.Unlock()
+		g.log.Info("gossip: member gone", "member", n.Name, "left", n.State == memberlist.StateLeft)
+		return
+	case memberlist.NodeJoin:
+		g.log.Info("gossip: member here", "member", n.Name, "addr", at)
+	}
+	if len(g.ever) < 4*membership.MaxNodes {
+		g.ever[n.Name] = netip.AddrPortFrom(addr.Unmap(), n.Port)
+	}
+	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version}
+	g.mu.Unlock()
+	g.engine.post(ctx, func(time.Duration) { g.engine.learn(membership.ID(n.Name), at) })
+}
+
+// members returns the others as gossip tells them, by name.
+func (g *gossip) members() map[string]Peer {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := map[string]Peer{}
+	for k, v := range g.peers {
+		out[k] = v
+	}
+	return out
+}
+
+// tell spreads this node's state.
+func (g *gossip) tell(state string) {
+	g.mu.Lock()
+	changed := g.own.State != state
+	g.own.State = state
+	g.mu.Unlock()
+	if changed {
+		if err := g.list.UpdateNode(time.Second); err != nil {
+			g.log.Debug("gossip: tell state", "err", err)
+		}
+	}
+}
+
+// close leaves the cluster and ends memberlist's goroutines.
+func (g *gossip) close() error {
+	if err := g.list.Leave(500 * time.Millisecond); err != nil {
+		g.log.Debug("gossip: leave", "err", err)
+	}
+	if err := g.list.Shutdown(); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	return nil
+}
+
+// NodeMeta implements memberlist.Delegate.
+func (g *gossip) NodeMeta(limit int) []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b, err := json.Marshal(g.own)
+	if err != nil || len(b) > limit {
+		return nil
+	}
+	return b
+}
+
+// NotifyMsg, GetBroadcasts, LocalState and MergeRemoteState implement
+// memberlist.Delegate; gossip carries nothing but metadata.
+func (g *gossip) NotifyMsg([]byte) {}
+
+// GetBroadcasts has none.
+func (g *gossip) GetBroadcasts(int, int) [][]byte { return nil }
+
+// LocalState is empty.
+func (g *gossip) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState ignores what is not ours.
+func (g *gossip) MergeRemoteState([]byte, bool) {}
+
+// NotifyJoin, NotifyLeave and NotifyUpdate implement memberlist.EventDelegate.
+// They are called under memberlist's lock, so they only queue; a full queue
+// drops, and heartbeats teach the address as well.
+func (g *gossip) NotifyJoin(n *memberlist.Node) { g.queue(memberlist.NodeJoin, n) }
+
+// NotifyLeave queues a leave.
+func (g *gossip) NotifyLeave(n *memberlist.Node) { g.queue(memberlist.NodeLeave, n) }
+
+// NotifyUpdate queues a change of metadata.
+func (g *gossip) NotifyUpdate(n *memberlist.Node) { g.queue(memberlist.NodeUpdate, n) }
+
+func (g *gossip) queue(t memberlist.NodeEventType, n *memberlist.Node) {
+	copied := *n
+	copied.Meta = bytes.Clone(n.Meta)
+	select {
+	case g.events <- memberlist.NodeEvent{Event: t, Node: &copied}:
+	default:
+	}
+}
+
+// logLines writes memberlist's log to ours, at level debug.
+type logLines struct{ log *slog.Logger }
+
+func (l logLines) Write(b []byte) (int, error) {
+	l.log.Debug("memberlist", "line", string(bytes.TrimSpace(b)))
+	return len(b), nil
+}

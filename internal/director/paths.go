@@ -1,0 +1,132 @@
+package director
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"saru/internal/config"
+	"saru/internal/seal"
+)
+
+const (
+	// etherType of heartbeats: IEEE Std 802, local experimental 1.
+	etherType  = 0x88b5
+	etherSize  = 14
+	maxDgram   = 2048
+	purpose    = "heartbeat"
+	drainLimit = 1024 // datagrams per path and turn: a flood must not stop the ticks
+)
+
+// A path is one way that heartbeats take. Its methods never block.
+type path struct {
+	name   string
+	fd     int
+	sealer *seal.Sealer
+	frame  []byte // Ethernet header, nil for UDP
+	link   unix.SockaddrLinklayer
+	buf    []byte
+
+	sent, unsent, received, refused uint64
+}
+
+// openUDP binds the heartbeats' port, the one after the gossip's.
+func openUDP(bind netip.AddrPort, keys *seal.Keyring) (*path, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("heartbeat socket: %w", err)
+	}
+	at := netip.AddrPortFrom(bind.Addr(), bind.Port()+1)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+		unix.Close(fd)
+		return nil, config.Bad("cluster.bind = %q: heartbeats take the next port, %v: %v; free it or choose another port", bind, at, err)
+	}
+	return &path{name: "udp", fd: fd, sealer: seal.NewSealer(keys, purpose)}, nil
+}
+
+// openFrames opens the path of frames to the shared MAC.
+func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*path, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("heartbeat frames on %s: %w", ifi.Name, err)
+	}
+	var address [8]byte
+	copy(address[:], mac)
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index}),
+		unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{
+			Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_UNICAST, Alen: 6, Address: address,
+		}))
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("heartbeat frames on %s: %w", ifi.Name, err)
+	}
+	frame := append([]byte(nil), mac...)
+	frame = append(frame, ifi.HardwareAddr...)
+	frame = binary.BigEndian.AppendUint16(frame, etherType)
+	p := &path{name: "frame", fd: fd, sealer: seal.NewSealer(keys, purpose), frame: frame}
+	p.link = unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index, Halen: 6, Addr: address}
+	return p, nil
+}
+
+// networkOrder returns v as the kernel's __be16 reads in this host's order.
+func networkOrder(v uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+}
+
+// send seals plain and sends it to all of to, or to the shared MAC. A path
+// that cannot send now loses the message, as the network may.
+func (p *path) send(plain []byte, to []netip.AddrPort) {
+	buf, _ := p.sealer.Seal(append(p.buf[:0], p.frame...), plain)
+	p.buf = buf
+	if p.frame != nil {
+		p.count(unix.Sendto(p.fd, buf, 0, &p.link))
+		return
+	}
+	for _, a := range to {
+		p.count(unix.Sendto(p.fd, buf, 0, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}))
+	}
+}
+
+func (p *path) count(err error) {
+	if err != nil {
+		p.unsent++
+	} else {
+		p.sent++
+	}
+}
+
+// receive returns the next datagram and its sender, or nil when there is none.
+func (p *path) receive(buf []byte) ([]byte, netip.AddrPort) {
+	for range 8 {
+		n, from, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil, netip.AddrPort{}
+		case err != nil:
+			continue // an ICMP error, or the link went down: told once
+		case p.frame == nil:
+			if in, ok := from.(*unix.SockaddrInet4); ok {
+				return buf[:n], netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
+			}
+			return buf[:n], netip.AddrPort{}
+		case n <= etherSize:
+			p.refused++
+		default:
+			return buf[etherSize:n], netip.AddrPort{}
+		}
+	}
+	return nil, netip.AddrPort{}
+}
+
+func (p *path) close() error {
+	if p == nil {
+		return nil
+	}
+	return unix.Close(p.fd)
+}

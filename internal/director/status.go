@@ -1,0 +1,295 @@
+package director
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/control"
+	"saru/membership"
+)
+
+// A Status is what 'saru status --json' prints.
+type Status struct {
+	Cluster string         `json:"cluster"`
+	Node    string         `json:"node"`
+	Role    string         `json:"role"`
+	State   string         `json:"state"`
+	Why     string         `json:"why,omitempty"`
+	Master  string         `json:"master"`
+	Epoch   uint64         `json:"epoch"` // term << 32 | counter: only grows
+	Quorum  QuorumStatus   `json:"quorum"`
+	Members []MemberStatus `json:"members"`
+	Share   ShareStatus    `json:"share"`
+	Filter  FilterStatus   `json:"filter"`
+	Syncd   string         `json:"syncd"`
+	Paths   []PathStatus   `json:"paths"`
+	Engine  EngineStatus   `json:"engine"`
+	Version string         `json:"version"`
+
+	Protocol membership.Stats `json:"protocol"`
+}
+
+// QuorumStatus says how many voters are heard, this one included.
+type QuorumStatus struct {
+	Policy string `json:"policy"`
+	Have   int    `json:"have"`
+	Need   int    `json:"need"`
+}
+
+// MemberStatus is one director as this one sees it.
+type MemberStatus struct {
+	Name     string  `json:"name"`
+	Addr     string  `json:"addr"`
+	Role     string  `json:"role"`
+	State    string  `json:"state"`
+	Why      string  `json:"why,omitempty"`
+	Weight   int     `json:"weight"`
+	Buckets  int     `json:"buckets"`
+	SilentMS float64 `json:"silent_ms"`
+	Version  string  `json:"version,omitempty"`
+}
+
+// ShareStatus is this director's share.
+type ShareStatus struct {
+	ID          int      `json:"id"`
+	Addresses   []string `json:"addresses"`
+	Interface   string   `json:"interface,omitempty"`
+	MAC         string   `json:"mac,omitempty"`
+	Target      string   `json:"target"`
+	Sense       string   `json:"sense"`
+	Total       int      `json:"buckets_total"`
+	Buckets     int      `json:"buckets"`
+	Assigned    int      `json:"assigned"`
+	Fraction    float64  `json:"fraction"`
+	LeaseMS     float64  `json:"lease_ms"`
+	LeaseLeftMS float64  `json:"lease_left_ms"`
+}
+
+// FilterStatus is what the kernel did, in packets.
+type FilterStatus struct {
+	Backend   string `json:"backend"`
+	Accepted  uint64 `json:"accepted_packets"`
+	Dropped   uint64 `json:"dropped_packets"` // other directors', or without a lease
+	Lapsed    uint64 `json:"lapsed_packets"`
+	Own       uint64 `json:"own_mac_packets"`
+	OwnSender string `json:"own_mac_sender,omitempty"`
+	Silenced  uint64 `json:"silenced_packets"`
+	Settling  int    `json:"settling_buckets"`
+	Intact    bool   `json:"intact"`
+	Resets    uint64 `json:"resets"`
+	Why       string `json:"why,omitempty"`
+}
+
+// PathStatus counts one way that heartbeats take.
+type PathStatus struct {
+	Name     string `json:"name"`
+	Sent     uint64 `json:"sent"`
+	Unsent   uint64 `json:"unsent"`
+	Received uint64 `json:"received"`
+	Refused  uint64 `json:"refused"`
+}
+
+// EngineStatus says how well the engine keeps its time.
+type EngineStatus struct {
+	Heartbeat     uint64            `json:"heartbeat"`
+	WorstTickMS   float64           `json:"worst_tick_ms"`
+	Realtime      bool              `json:"realtime"`
+	ArmErrors     uint64            `json:"arm_errors"`
+	ConfirmErrors uint64            `json:"confirm_errors"`
+	Drops         map[string]uint64 `json:"drops"`
+}
+
+func ms(d time.Duration) float64 { return float64(d.Round(100*time.Microsecond)) / 1e6 }
+
+// status collects a Status.
+func (d *daemon) status(ctx context.Context) (*Status, error) {
+	s := d.settings
+	st := &Status{
+		Cluster: s.Cluster, Node: s.Node, Role: "director", Version: d.version, Paths: []PathStatus{},
+		Share:  ShareStatus{ID: s.ID, Addresses: []string{}, Interface: s.Interface, MAC: s.MAC.String(), Target: "local", Sense: s.Sense.String(), Total: s.Buckets},
+		Filter: FilterStatus{Backend: "nftables"},
+	}
+	if s.IPVS {
+		st.Share.Target = "ipvs"
+	}
+	for _, v := range s.VIPs {
+		st.Share.Addresses = append(st.Share.Addresses, v.String())
+	}
+	var snap membership.Snapshot
+	addrs := map[membership.NodeID]string{}
+	err := d.engine.ask(ctx, func(now time.Duration) {
+		snap = d.engine.core.Snapshot(now)
+		for id, a := range d.engine.addrs {
+			addrs[id] = a.Addr().String()
+		}
+		d.engineStatus(st, &snap)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the engine does not answer: %w", err)
+	}
+	st.State, st.Why, st.Master = snap.State.String(), snap.Why, snap.Master
+	st.Epoch = uint64(snap.Epoch.Term)<<32 | uint64(snap.Epoch.Counter)
+	st.Share.Buckets, st.Share.Assigned = snap.Open.Len(), snap.Assigned.Len()
+	st.Share.Fraction = float64(st.Share.Buckets) / float64(s.Buckets)
+	st.Share.LeaseMS, st.Share.LeaseLeftMS = ms(s.Lease), ms(snap.LeaseLeft)
+	d.memberStatus(st, &snap, addrs)
+	d.filterStatus(st)
+	return st, nil
+}
+
+func (d *daemon) engineStatus(st *Status, snap *membership.Snapshot) {
+	e := d.engine
+	st.Engine = EngineStatus{snap.N, ms(e.worstTick), e.realtime == "", e.armErrors, e.confirmErrors, map[string]uint64{}}
+	for err, n := range e.drops {
+		st.Engine.Drops[err.Error()] = n
+	}
+	for _, p := range e.paths {
+		st.Paths = append(st.Paths, PathStatus{p.name, p.sent, p.unsent, p.received, p.refused})
+	}
+	st.Protocol, st.Syncd = snap.Stats, d.gate.told
+	if d.applier != nil {
+		st.Filter.Resets = d.applier.resets
+	}
+}
+
+// memberStatus lists the members: this node first, then the others by name.
+func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[membership.NodeID]string) {
+	gossiped := d.gossip.members()
+	st.Quorum = QuorumStatus{"lan", 0, 1}
+	for i, m := range snap.Members {
+		g := gossiped[m.Name]
+		ms := MemberStatus{m.Name, addrs[m.Node], "director", m.State, m.Why, m.Weight, m.Open, ms(m.Silent), g.Version}
+		if m.Name == "" {
+			ms.Name = m.Node.String()
+		}
+		if i == 0 {
+			ms.Addr, ms.Version = d.settings.Bind.Addr().String(), d.version
+		}
+		if m.Heard {
+			st.Quorum.Have++
+		}
+		delete(gossiped, m.Name)
+		st.Members = append(st.Members, ms)
+	}
+	for _, g := range gossiped {
+		st.Members = append(st.Members, MemberStatus{
+			Name: g.Name, Addr: g.Addr.Addr().String(), Role: g.Role, State: "unheard", Weight: g.Weight, Version: g.Version,
+			Why: "gossips but no heartbeat of it is heard; is its UDP port blocked, or its cluster.name or share.id another?",
+		})
+	}
+	slices.SortFunc(st.Members[1:], func(a, b MemberStatus) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+func (d *daemon) filterStatus(st *Status) {
+	if d.filter == nil {
+		st.Filter.Backend = "none"
+		return
+	}
+	f, err := d.filter.Stats()
+	if err != nil {
+		st.Filter.Why = err.Error()
+		return
+	}
+	o := &st.Filter
+	o.Accepted, o.Dropped, o.Lapsed, o.Own, o.Silenced = f.Accepted, f.Foreign+f.Lapsed, f.Lapsed, f.Own, f.Silenced
+	o.Settling, o.Intact = f.Settling.Len(), f.Intact
+	if f.OwnSender != nil {
+		o.OwnSender = f.OwnSender.String()
+	}
+}
+
+const barWidth = 24
+
+// Print writes the status for people.
+func (st *Status) Print(w io.Writer) error {
+	fmt.Fprintf(w, "cluster %s   node %s   %s", st.Cluster, st.Node, st.State)
+	if st.Why != "" {
+		fmt.Fprintf(w, " (%s)", st.Why)
+	}
+	fmt.Fprintf(w, "\nmaster  %s   epoch %d.%d   quorum %s, %d heard\n", orNone(st.Master), st.Epoch>>32, st.Epoch&0xffffffff, st.Quorum.Policy, st.Quorum.Have)
+	if len(st.Share.Addresses) == 0 {
+		fmt.Fprintf(w, "share   no addresses are configured: membership only\n")
+	} else {
+		fmt.Fprintf(w, "share   %s on %s, %d of %d buckets, lease %gms (%gms left), target %s\n", strings.Join(st.Share.Addresses, ", "),
+			st.Share.Interface, st.Share.Buckets, st.Share.Total, st.Share.LeaseMS, st.Share.LeaseLeftMS, st.Share.Target)
+		fmt.Fprintf(w, "filter  accepted %d, dropped %d, silenced %d packets; %s\n", st.Filter.Accepted, st.Filter.Dropped, st.Filter.Silenced, st.Filter.health())
+	}
+	fmt.Fprintf(w, "syncd   %s\n", orNone(st.Syncd))
+	for _, p := range st.Paths {
+		fmt.Fprintf(w, "path    %-6s sent %d, received %d, refused %d, unsent %d\n", p.Name, p.Sent, p.Received, p.Refused, p.Unsent)
+	}
+	fmt.Fprintln(w)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "MEMBER\tADDRESS\tSTATE\tWEIGHT\tBUCKETS\tSHARE\tWHY")
+	for _, m := range st.Members {
+		full := 0
+		if st.Share.Total > 0 {
+			full = (m.Buckets*barWidth + st.Share.Total/2) / st.Share.Total
+		}
+		bar := strings.Repeat("#", full) + strings.Repeat(".", barWidth-full)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", m.Name, m.Addr, m.State, m.Weight, m.Buckets, bar, m.Why)
+	}
+	return tw.Flush()
+}
+
+func (f *FilterStatus) health() string {
+	switch {
+	case f.Why != "":
+		return f.Why
+	case f.Own > 0:
+		return fmt.Sprintf("%d packets came to this node's own MAC, last from %s: its ARP entry is old", f.Own, f.OwnSender)
+	case !f.Intact:
+		return "table changed by somebody else"
+	}
+	return "table intact"
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// handler serves the control socket.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 3*time.Second)
+		defer cancel()
+		st, err := d.status(ctx)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		control.JSON(w, st)
+	})
+	for _, on := range []bool{true, false} {
+		mux.HandleFunc("POST /"+map[bool]string{true: "drain", false: "undrain"}[on], func(w http.ResponseWriter, r *http.Request) {
+			if err := d.engine.ask(r.Context(), func(now time.Duration) { d.engine.core.Drain(now, on) }); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			control.JSON(w, struct{}{})
+		})
+	}
+	return mux
+}
+
+// Socket returns the control socket that the configuration at path names.
+func Socket(path string) (string, error) {
+	f := DefaultFile()
+	if path == DefaultConfigPath && !exists(path) {
+		return f.Control.Socket, nil
+	}
+	err := config.Load(path, &f)
+	return f.Control.Socket, err
+}
