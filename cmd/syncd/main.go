@@ -58,11 +58,20 @@ func command() *cobra.Command {
 	runCmd := &cobra.Command{Use: "run", Short: "Be the daemon (the default)", Args: noArgs, RunE: root.RunE}
 	for _, c := range []*cobra.Command{root, runCmd} {
 		c.Flags().BoolVar(&f.debug, "debug", false, "log more")
-		c.Flags().StringVar(&f.facility, "log_facility", "daemon", "where to log: a syslog facility, or - for the terminal")
+		c.Flags().StringVar(&f.facility, "log_facility", defaultFacility(), "where to log: a syslog facility, or - for the terminal")
 		c.Flags().BoolVar(&f.keep, "keep", false, "leave the kernel's sync threads and settings in place at the end")
 	}
 	root.AddCommand(runCmd, statusCommand(&f), connsCommand(&f), resyncCommand(&f), versionCommand())
 	return root
+}
+
+// defaultFacility is the terminal where no syslog listens, so that an error is
+// one line there.
+func defaultFacility() string {
+	if _, err := os.Stat("/dev/log"); err != nil {
+		return "-"
+	}
+	return "daemon"
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

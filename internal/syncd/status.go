@@ -114,7 +114,7 @@ func (st *Status) verdict() string {
 	case up < len(st.Peers):
 		s = fmt.Sprintf("synced; %d of %d peers up", up, len(st.Peers))
 	default:
-		s = fmt.Sprintf("synced with %d peers", up)
+		s = "synced with " + map[bool]string{true: "1 peer", false: fmt.Sprintf("%d peers", up)}[up == 1]
 	}
 	if st.Degraded != "" {
 		s += "\n  DEGRADED: " + st.Degraded

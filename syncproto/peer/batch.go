@@ -12,12 +12,13 @@ type batch struct {
 	recs   []conntable.Record
 	groups []group
 	order  []int32
+	said   int // of order
 }
 
 // load takes records to say, dropping those that cannot be said, and returns a
 // clock that is not lower than any of their versions.
 func (b *batch) load(recs []conntable.Record, clock uint64, self conntable.NodeID, d *drops) uint64 {
-	b.recs, b.groups, b.order = recs, b.groups[:0], b.order[:0]
+	b.recs, b.groups, b.order, b.said = recs, b.groups[:0], b.order[:0], 0
 	for i := range recs {
 		g, ok := groupOf(&recs[i], self)
 		if ok {
@@ -37,12 +38,12 @@ func (b *batch) load(recs []conntable.Record, clock uint64, self conntable.NodeI
 func (b *batch) next(buf []byte, limit int, clock uint64, self conntable.NodeID) ([]byte, int) {
 	b.enc.reset(buf, limit, clock, self)
 	n := 0
-	for _, i := range b.order {
+	for _, i := range b.order[b.said:] {
 		if !b.enc.add(&b.recs[i], &b.groups[i]) {
 			break
 		}
 		n++
 	}
-	b.order = b.order[n:]
+	b.said += n
 	return b.enc.b, n
 }

@@ -83,6 +83,7 @@ func appendPull(b []byte, self conntable.NodeID, name string) []byte {
 
 func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error) {
 	begun := false
+	var d decoder
 	for {
 		frame, err := st.Read()
 		if errors.Is(err, io.EOF) {
@@ -100,7 +101,7 @@ func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error)
 			highest = c.u64()
 			s.cfg.Clock.Observe(c.u64())
 		case typ == typeBulk && begun:
-			n, err := s.bulkRecords(&c, node)
+			n, err := s.bulkRecords(&d, &c, node)
 			records += n
 			if err != nil {
 				return 0, records, err
@@ -119,13 +120,13 @@ func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error)
 	}
 }
 
-func (s *Session) bulkRecords(c *cursor, node conntable.NodeID) (n uint64, err error) {
+func (s *Session) bulkRecords(d *decoder, c *cursor, node conntable.NodeID) (n uint64, err error) {
 	clock := c.u64()
 	if c.bad || clock > conntable.MaxClock {
 		return 0, errMalformed
 	}
 	s.cfg.Clock.Observe(clock)
-	err = decodeRecords(c.b, clock, node, 0, func(r *conntable.Record) {
+	err = d.records(c.b, clock, node, 0, func(r *conntable.Record) {
 		n++
 		s.cfg.Deliver(r)
 	})

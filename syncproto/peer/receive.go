@@ -68,7 +68,7 @@ func (s *Session) onRecords(node conntable.NodeID, boot seal.Boot, c *cursor) {
 	s.cfg.Clock.Observe(head.clock)
 	now := s.cfg.Clock.Now()
 	n := uint64(0)
-	err := decodeRecords(c.b, head.clock, node, time.Duration(head.ageMS)*time.Millisecond, func(r *conntable.Record) {
+	err := s.decoder.records(c.b, head.clock, node, time.Duration(head.ageMS)*time.Millisecond, func(r *conntable.Record) {
 		if r.Version.Clock >= conntable.LiveClock && now > r.Version.Clock+uint64((r.Timeout+lateSlack)/time.Microsecond) {
 			s.drops.count(DropLate)
 			return

@@ -107,13 +107,13 @@ type encoder struct {
 	clock uint64
 	self  conntable.NodeID
 	open  group
-	count int // where the open group's count is in b, 0 if none is open
+	count int // where the open group's count is in b, -1 if none is open
 }
 
 // reset starts a body behind b's present contents. clock must not be lower
 // than any version's.
 func (e *encoder) reset(b []byte, limit int, clock uint64, self conntable.NodeID) {
-	*e = encoder{b: b, limit: limit, clock: clock, self: self}
+	*e = encoder{b: b, limit: limit, clock: clock, self: self, count: -1}
 }
 
 // add appends r, and reports whether there was room.
@@ -121,7 +121,7 @@ func (e *encoder) add(r *conntable.Record, g *group) bool {
 	if len(e.b)+maxHead+maxOne > e.limit && len(e.b)+e.size(r, g) > e.limit {
 		return false
 	}
-	if e.count == 0 || e.b[e.count] == maxGroup || e.open != *g {
+	if e.count < 0 || e.b[e.count] == maxGroup || e.open != *g {
 		e.head(g)
 	}
 	e.b[e.count]++
@@ -145,7 +145,7 @@ func (e *encoder) add(r *conntable.Record, g *group) bool {
 // not waste much.
 func (e *encoder) size(r *conntable.Record, g *group) int {
 	n := maxOne - 24 - 2 - maxPEName - 255
-	if e.count == 0 || e.b[e.count] == maxGroup || e.open != *g {
+	if e.count < 0 || e.b[e.count] == maxGroup || e.open != *g {
 		n += maxHead
 	}
 	if g.what&what6 == 0 {
@@ -195,28 +195,32 @@ func appendExtras(b []byte, r *conntable.Record) []byte {
 	return b
 }
 
-// decodeRecords calls deliver with each record of the groups in b. The record
-// is deliver's until it returns; its Seq and PEData may be kept. sender made
-// the versions that name no node; age is for how long b was under way.
-func decodeRecords(b []byte, clock uint64, sender conntable.NodeID, age time.Duration, deliver func(*conntable.Record)) error {
+// A decoder reads records. It has the room for one, so that none is
+// allocated for each message.
+type decoder struct{ r conntable.Record }
+
+// records calls deliver with each record of the groups in b. The record is
+// deliver's until it returns; its Seq and PEData may be kept. sender made the
+// versions that name no node; age is for how long b was under way.
+func (d *decoder) records(b []byte, clock uint64, sender conntable.NodeID, age time.Duration, deliver func(*conntable.Record)) error {
 	c := cursor{b: b}
-	var r conntable.Record
+	r := &d.r
 	for len(c.b) > 0 && !c.bad {
-		r = conntable.Record{}
+		*r = conntable.Record{}
 		count := int(c.u8())
 		what := c.u8()
 		if count == 0 || what&^whatKnown != 0 {
 			return errGroups
 		}
-		decodeHead(&c, what, &r)
+		decodeHead(&c, what, r)
 		rest := max(0, r.Timeout-age)
 		for range count {
 			r.Seq, r.PEName, r.PEData, r.Remaining = nil, "", nil, rest
-			decodeOne(&c, what, clock, sender, age, &r)
+			decodeOne(&c, what, clock, sender, age, r)
 			if c.bad {
 				return errGroups
 			}
-			deliver(&r)
+			deliver(r)
 		}
 	}
 	if c.bad {

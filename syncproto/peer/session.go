@@ -126,6 +126,7 @@ type Session struct {
 	clashAt  time.Time
 
 	plain   []byte // receive's own
+	decoder decoder
 	missing missing
 }
 

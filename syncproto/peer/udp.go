@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
@@ -31,12 +32,17 @@ const (
 
 // A UDP is the Transport of real networks: IPv4 multicast on one interface, or
 // unicast to a list of peers, and TCP on the same port.
+//
+// It binds to the one address that peers know it by, never to all: what comes
+// from it has that source, other addresses of the machine (VIPs) do not answer
+// on the port, and programs may have the port there.
 type UDP struct {
-	conn *net.UDPConn
-	pc   *ipv4.PacketConn
-	ln   net.Listener
-	to   []*net.UDPAddr
-	port uint16
+	own   *net.UDPConn // sends everything, hears unicast
+	group *net.UDPConn // hears the group; nil with a list of peers
+	ln    net.Listener
+	pc    *ipv4.PacketConn // of own
+	to    []*net.UDPAddr
+	addr  netip.AddrPort
 
 	mu sync.Mutex
 	ms []ipv4.Message // for sending
@@ -52,30 +58,23 @@ type UDPConfig struct {
 // NewUDP opens the sockets. A port that is taken and an interface that cannot
 // do multicast are bad input.
 func NewUDP(cfg UDPConfig) (u *UDP, err error) {
-	u = &UDP{port: cfg.Group.Port(), ms: make([]ipv4.Message, receiveBatch)}
+	u = &UDP{ms: make([]ipv4.Message, receiveBatch)}
 	defer func() {
 		if err != nil {
 			u.Close()
 		}
 	}()
-	at := net.JoinHostPort("0.0.0.0", fmt.Sprint(u.port))
-	pc, err := net.ListenPacket("udp4", at)
+	from, err := cfg.source()
 	if err != nil {
-		return nil, taken("UDP", at, err)
+		return nil, err
 	}
-	u.conn = pc.(*net.UDPConn)
-	u.pc = ipv4.NewPacketConn(u.conn)
-	if u.ln, err = net.Listen("tcp4", at); err != nil {
-		return nil, taken("TCP", at, err)
+	u.addr = netip.AddrPortFrom(from, cfg.Group.Port())
+	if u.own, err = listenUDP(u.addr, cfg.Interface); err != nil {
+		return nil, err
 	}
-	if err := u.setBuffer(); err != nil {
-		return nil, fmt.Errorf("receive buffer: %w", err)
-	}
-	if cfg.Interface != nil {
-		// What comes in elsewhere is not from a peer.
-		if err := u.control(func(fd int) error { return unix.BindToDevice(fd, cfg.Interface.Name) }); err != nil {
-			return nil, fmt.Errorf("bind to interface %s: %w", cfg.Interface.Name, err)
-		}
+	u.pc = ipv4.NewPacketConn(u.own)
+	if u.ln, err = net.Listen("tcp4", u.addr.String()); err != nil {
+		return nil, taken("TCP", u.addr, err)
 	}
 	for _, p := range cfg.Peers {
 		u.to = append(u.to, net.UDPAddrFromAddrPort(p))
@@ -84,59 +83,96 @@ func NewUDP(cfg UDPConfig) (u *UDP, err error) {
 		return u, nil
 	}
 	u.to = []*net.UDPAddr{net.UDPAddrFromAddrPort(cfg.Group)}
-	if err := u.join(cfg.Interface, u.to[0]); err != nil {
-		return nil, config.Bad("sync.interface = %q: cannot do multicast to %v: %v; give it an IPv4 address and bring it up, or list the other directors in sync.peers", cfg.Interface.Name, cfg.Group, err)
+	if u.group, err = listenUDP(cfg.Group, cfg.Interface); err != nil {
+		return nil, err
+	}
+	if err := u.join(cfg.Interface); err != nil {
+		return nil, config.Bad("sync.interface = %q: cannot do multicast to %v: %v; use an interface that can, or list the other directors in sync.peers", cfg.Interface.Name, cfg.Group, err)
 	}
 	return u, nil
 }
 
-func taken(what, at string, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return config.Bad("sync.group: %s port %s is taken; stop the other syncd or program that has it, or name another port", what, at)
-	}
-	return fmt.Errorf("listen on %s %s: %w", what, at, err)
-}
-
-func (u *UDP) setBuffer() error {
-	return u.control(func(fd int) error {
-		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
-			return nil
+// source returns the address that this node is known by: the interface's
+// first, or without one what the system uses towards the first peer.
+func (cfg *UDPConfig) source() (netip.Addr, error) {
+	if cfg.Interface == nil {
+		c, err := net.Dial("udp4", cfg.Peers[0].String()) // sends nothing
+		if err != nil {
+			return netip.Addr{}, config.Bad("sync.peers: no way to %v: %v; mend the routes, or name sync.interface", cfg.Peers[0], err)
 		}
-		// Without CAP_NET_ADMIN as much as net.core.rmem_max allows.
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
-	})
-}
-
-func (u *UDP) control(do func(fd int) error) error {
-	rc, err := u.conn.SyscallConn()
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+	}
+	addrs, err := cfg.Interface.Addrs()
 	if err != nil {
-		return err
+		return netip.Addr{}, fmt.Errorf("addresses of %s: %w", cfg.Interface.Name, err)
 	}
-	var derr error
-	if err := rc.Control(func(fd uintptr) { derr = do(int(fd)) }); err != nil {
-		return err
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+			return p.Addr(), nil
+		}
 	}
-	return derr
+	return netip.Addr{}, config.Bad("sync.interface = %q: has no IPv4 address; give it one", cfg.Interface.Name)
 }
 
-func (u *UDP) join(ifi *net.Interface, group *net.UDPAddr) error {
+// listenUDP binds to exactly at; net.ListenPacket would take a group for all
+// addresses. What comes in on another interface than ifi, unless that is nil,
+// is not from a peer.
+func listenUDP(at netip.AddrPort, ifi *net.Interface) (*net.UDPConn, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("UDP socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "udp")
+	defer f.Close() // FilePacketConn has its own
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		// Without CAP_NET_ADMIN as much as net.core.rmem_max allows.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
+			return nil, fmt.Errorf("receive buffer: %w", err)
+		}
+	}
 	// Else the socket hears every group that anybody on this machine joined
 	// (ip(7), IP_MULTICAST_ALL).
-	err := u.control(func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0)
-	})
-	return errors.Join(err,
-		u.pc.JoinGroup(ifi, group),
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0); err != nil {
+		return nil, fmt.Errorf("IP_MULTICAST_ALL: %w", err)
+	}
+	if ifi != nil {
+		if err := unix.BindToDevice(fd, ifi.Name); err != nil {
+			return nil, fmt.Errorf("bind to interface %s: %w", ifi.Name, err)
+		}
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+		return nil, taken("UDP", at, err)
+	}
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("UDP socket: %w", err)
+	}
+	return c.(*net.UDPConn), nil
+}
+
+func taken(what string, at netip.AddrPort, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return config.Bad("sync.group: %s port %d is taken on %v; stop the other syncd or program that has it, or name another port", what, at.Port(), at.Addr())
+	}
+	return fmt.Errorf("listen on %s %v: %w", what, at, err)
+}
+
+func (u *UDP) join(ifi *net.Interface) error {
+	return errors.Join(
+		ipv4.NewPacketConn(u.group).JoinGroup(ifi, u.to[0]),
 		u.pc.SetMulticastInterface(ifi),
 		u.pc.SetMulticastTTL(1),
 		u.pc.SetMulticastLoopback(false))
 }
 
-// Close gives the sockets back. The Session closes them too when it ends.
+// Close gives the sockets back. The Session closes the Listener when it ends.
 func (u *UDP) Close() error {
 	var errs []error
-	if u.conn != nil {
-		errs = append(errs, u.conn.Close())
+	for _, c := range []*net.UDPConn{u.own, u.group} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
 	if u.ln != nil {
 		if err := u.ln.Close(); !errors.Is(err, net.ErrClosed) {
@@ -147,14 +183,14 @@ func (u *UDP) Close() error {
 }
 
 // Port is where this node hears datagrams and streams.
-func (u *UDP) Port() uint16 { return u.port }
+func (u *UDP) Port() uint16 { return u.addr.Port() }
 
 // Listener accepts peers' streams.
 func (u *UDP) Listener() net.Listener { return u.ln }
 
 // Dial connects to a peer.
 func (u *UDP) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(u.addr.Addr(), 0))}
 	return d.DialContext(ctx, "tcp4", to.String())
 }
 
@@ -194,28 +230,41 @@ func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) error {
 	return nil
 }
 
-// Receive delivers datagrams until ctx ends.
+// Receive delivers datagrams, one at a time, until ctx ends.
 func (u *UDP) Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort)) error {
-	stop := context.AfterFunc(ctx, func() { u.conn.SetReadDeadline(time.Unix(1, 0)) })
+	var one sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	for _, c := range []*net.UDPConn{u.own, u.group} {
+		if c != nil {
+			g.Go(func() error { return receive(ctx, c, &one, deliver) })
+		}
+	}
+	return g.Wait()
+}
+
+func receive(ctx context.Context, c *net.UDPConn, one *sync.Mutex, deliver func([]byte, netip.AddrPort)) error {
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	pc := ipv4.NewPacketConn(c)
 	ms := make([]ipv4.Message, receiveBatch)
 	for i := range ms {
 		ms[i].Buffers = [][]byte{make([]byte, maxDatagram)}
 	}
 	for {
-		n, err := u.pc.ReadBatch(ms, 0)
-		if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		n, err := pc.ReadBatch(ms, 0)
+		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("receive from peers: %w", err)
 		}
+		one.Lock()
 		for i := range ms[:n] {
-			from, ok := ms[i].Addr.(*net.UDPAddr)
-			if ok {
+			if from, ok := ms[i].Addr.(*net.UDPAddr); ok {
 				ap := from.AddrPort()
 				deliver(ms[i].Buffers[0][:ms[i].N], netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 			}
 		}
+		one.Unlock()
 	}
 }

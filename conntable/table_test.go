@@ -1,0 +1,318 @@
+package conntable
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func testKey(i int) Key {
+	return Key{
+		Client:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 40000),
+		Virtual: netip.MustParseAddrPort("10.9.0.100:80"), Protocol: 6,
+	}
+}
+
+func record(i int, v Version, state uint16, rest time.Duration) *Record {
+	c := Connection{Key: testKey(i), Dest: netip.MustParseAddrPort("10.0.0.1:80"), State: state, Timeout: rest}
+	return &Record{Connection: c, Version: v, Remaining: rest}
+}
+
+// contents is all that the table holds, by key, without what time does to it.
+func contents(t *Table) map[Key]Record {
+	m := map[Key]Record{}
+	t.Each(func(r *Record) bool {
+		c := *r
+		c.Remaining = 0
+		m[r.Key] = c
+		return true
+	})
+	return m
+}
+
+func equal(a, b map[Key]Record) error {
+	if len(a) != len(b) {
+		return fmt.Errorf("%d and %d entries", len(a), len(b))
+	}
+	for k, x := range a {
+		if y := b[k]; x.Version != y.Version || x.State != y.State || x.Deleted != y.Deleted {
+			return fmt.Errorf("%v: %+v and %+v", k, x, y)
+		}
+	}
+	return nil
+}
+
+// drawRecords draws records of few keys and versions. Like in life, one
+// version stands for one content.
+func drawRecords(t *rapid.T) []*Record {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) *Record {
+		v := Version{uint64(rapid.IntRange(1, 6).Draw(t, "clock")), NodeID(rapid.IntRange(1, 3).Draw(t, "node"))}
+		r := record(rapid.IntRange(0, 3).Draw(t, "key"), v, uint16(v.Clock*10+uint64(v.Node)), time.Hour)
+		r.Deleted = (v.Clock+uint64(v.Node))%3 == 0
+		return r
+	}), 0, 30).Draw(t, "records")
+}
+
+func TestMergeHasNoOrderAndNoMemoryOfRepetition(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		recs := drawRecords(t)
+		order := rapid.Permutation(recs).Draw(t, "order")
+		a, b, newest := New(100), New(100), map[Key]*Record{}
+		for _, r := range recs {
+			a.Apply(r, 0)
+			if n := newest[r.Key]; n == nil || r.Version.Compare(n.Version) > 0 {
+				newest[r.Key] = r
+			}
+		}
+		for i, r := range order {
+			b.Apply(r, 0)
+			b.Apply(order[i/2], 0) // again
+		}
+		if err := equal(contents(a), contents(b)); err != nil {
+			t.Fatalf("two orders: %v", err)
+		}
+		// Merging tables is merging their records: (a then b) then c = a then (b then c).
+		c := New(100)
+		for _, n := range newest {
+			c.Apply(n, 0)
+		}
+		if err := equal(contents(a), contents(c)); err != nil {
+			t.Fatalf("not the newest of each: %v", err)
+		}
+		tombs := 0
+		for _, n := range newest {
+			if n.Deleted {
+				tombs++
+			}
+		}
+		if a.Tombstones() != tombs || a.Len() != len(newest)-tombs {
+			t.Fatalf("%d connections and %d tombstones, want %d and %d", a.Len(), a.Tombstones(), len(newest)-tombs, tombs)
+		}
+		if a.Digest(MaxClock, 0) != b.Digest(MaxClock, 0) {
+			t.Fatal("digests differ")
+		}
+	})
+}
+
+func TestOlderNeverOverwritesNewer(t *testing.T) {
+	tab := New(10)
+	v := Version{LiveClock + 5, 2}
+	tab.Apply(record(1, v, 1, time.Hour), 0)
+	for _, c := range []struct {
+		v    Version
+		want Outcome
+	}{
+		{Version{v.Clock - 1, 9}, Stale},
+		{Version{v.Clock, 1}, Stale},
+		{v, Same},
+		{Version{v.Clock, 3}, Updated},
+		{Version{v.Clock + 1, 1}, Updated},
+	} {
+		res := tab.Apply(record(1, c.v, 9, time.Hour), ToKernel)
+		if res.Outcome != c.want || (res.Queued != 0) != (c.want == Updated && c.v.Node == 3) {
+			t.Errorf("%+v over %+v: %v, queued %d; want %v", c.v, v, res.Outcome, res.Queued, c.want)
+		}
+	}
+}
+
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(10)
+		if got := tab.Apply(record(1, Version{1, 1}, 1, 0), 0).Outcome; got != Late {
+			t.Errorf("a record past its deadline: %v", got)
+		}
+		tab.Apply(record(1, Version{1, 1}, 1, 10*time.Second), 0)
+		tab.Apply(record(2, Version{1, 1}, 1, 5000*time.Second), 0) // more than a turn of the wheel
+		tab.Apply(record(3, Version{1, 1}, 1, 900*time.Second), 0)
+		tab.Apply(record(3, Version{2, 1}, 4, 5*time.Second), 0) // closes: dies sooner
+		tab.Apply(record(4, Version{1, 1}, 1, 5*time.Second), 0)
+		tab.Apply(record(4, Version{2, 1}, 1, 900*time.Second), 0) // talks: lives longer
+		for _, step := range []struct{ after, left int }{{4, 4}, {6, 3}, {11, 2}, {899, 2}, {902, 1}, {4999, 1}, {5001, 0}} {
+			for time.Since(tab.start) < time.Duration(step.after)*time.Second {
+				time.Sleep(time.Second)
+				tab.Expire()
+			}
+			if tab.Len() != step.left {
+				t.Errorf("after %d s: %d connections, want %d", step.after, tab.Len(), step.left)
+			}
+		}
+	})
+}
+
+func TestDeadlinesWithoutRegularExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(1000)
+		for i := range 1000 {
+			tab.Apply(record(i, Version{1, 1}, 1, time.Duration(i+1)*7*time.Second), 0)
+		}
+		var r Record
+		time.Sleep(7 * time.Second)
+		if tab.Lookup(testKey(0), &r) {
+			t.Error("an entry is told after its deadline")
+		}
+		time.Sleep(2 * time.Hour) // stopped, say
+		if n := tab.Expire(); n != 1000 || tab.Len() != 0 {
+			t.Errorf("expired %d, left %d", n, tab.Len())
+		}
+	})
+}
+
+func TestTombstoneOutlivesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(10)
+		old := record(1, Version{1, 1}, 1, 100*time.Second)
+		tab.Apply(old, 0)
+		gone := record(1, Version{2, 1}, 1, 100*time.Second)
+		gone.Deleted = true
+		tab.Apply(gone, 0)
+		if got := tab.Apply(old, 0).Outcome; got != Stale {
+			t.Errorf("what was deleted came back: %v", got)
+		}
+		time.Sleep(102 * time.Second)
+		tab.Expire()
+		if tab.Tombstones() != 0 {
+			t.Error("the tombstone outlived the entry's deadline")
+		}
+	})
+}
+
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(3)
+		for i := range 3 {
+			tab.Apply(record(i, Version{1, 1}, 1, time.Minute), 0)
+		}
+		if got := tab.Apply(record(3, Version{1, 1}, 1, time.Minute), 0).Outcome; got != Full {
+			t.Errorf("a fourth of three: %v", got)
+		}
+		if got := tab.Apply(record(2, Version{2, 1}, 1, time.Hour), 0).Outcome; got != Updated {
+			t.Errorf("a known one: %v", got)
+		}
+		time.Sleep(2 * time.Minute)
+		tab.Expire()
+		if got := tab.Apply(record(3, Version{1, 1}, 1, time.Minute), 0).Outcome; got != Added {
+			t.Errorf("after expiry: %v", got)
+		}
+	})
+}
+
+func TestQueueHoldsAnEntryOnce(t *testing.T) {
+	tab := New(10)
+	res := tab.Apply(record(1, Version{1, 1}, 1, time.Hour), ToPeers|ToKernel)
+	if res.Queued != ToPeers|ToKernel {
+		t.Fatalf("queued %d", res.Queued)
+	}
+	if again := tab.Apply(record(1, Version{2, 1}, 2, time.Hour), ToPeers); again.Queued != 0 {
+		t.Errorf("queued %d a second time", again.Queued)
+	}
+	var r Record
+	if !tab.Take(res.Ref, ToPeers, &r) || r.State != 2 {
+		t.Errorf("took %+v, want the newest state", r)
+	}
+	if tab.Take(res.Ref, ToPeers, &r) {
+		t.Error("took it twice")
+	}
+	if !tab.Take(res.Ref, ToKernel, &r) {
+		t.Error("one queue took it off another")
+	}
+	if _, q := tab.Queue(testKey(1), ToKernel); q != ToKernel {
+		t.Errorf("Queue: %d", q)
+	}
+	if _, q := tab.Queue(testKey(2), ToKernel); q != 0 {
+		t.Errorf("Queue of what is not there: %d", q)
+	}
+}
+
+func TestEachUnderChange(t *testing.T) {
+	tab := New(20000)
+	for i := range 10000 {
+		tab.Apply(record(i, Version{1, 1}, 1, time.Hour), 0)
+	}
+	seen := map[Key]bool{}
+	added := 10000
+	tab.Each(func(r *Record) bool {
+		seen[r.Key] = true
+		if added < 20000 { // yield may use the table
+			tab.Apply(record(added, Version{1, 1}, 1, time.Hour), 0)
+			added++
+		}
+		return true
+	})
+	for i := range 10000 {
+		if !seen[testKey(i)] {
+			t.Fatalf("entry %d, there from the start, was not told", i)
+		}
+	}
+}
+
+func TestClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := NewClock(7)
+		a, b := c.Next(), c.Next()
+		if b.Compare(a) <= 0 || a.Node != 7 {
+			t.Errorf("%+v then %+v", a, b)
+		}
+		c.Observe(b.Clock + 1e9)
+		if d := c.Next(); d.Clock != b.Clock+1e9+1 {
+			t.Errorf("after hearing of %d: %d", b.Clock+1e9, d.Clock)
+		}
+		c.Observe(MaxClock + 1)
+		if c.Now() > MaxClock {
+			t.Error("an absurd clock was believed")
+		}
+		time.Sleep(2000 * time.Second)
+		if d := c.Next(); d.Clock != uint64(time.Now().UnixMicro()) {
+			t.Errorf("%d, want the wall clock again, %d", d.Clock, time.Now().UnixMicro())
+		}
+		if f := FoundVersion(7, 15*time.Minute); f.Compare(a) >= 0 || f.Compare(FoundVersion(7, time.Minute)) <= 0 {
+			t.Errorf("found: %+v", f)
+		}
+	})
+}
+
+func BenchmarkUpdate(b *testing.B) {
+	const many = 1 << 17
+	tab := New(many)
+	recs := make([]*Record, many)
+	for i := range recs {
+		recs[i] = record(i, Version{1, 1}, 1, 15*time.Minute)
+		tab.Apply(recs[i], ToPeers)
+	}
+	b.ReportAllocs()
+	clock := uint64(1)
+	for i := 0; b.Loop(); i++ {
+		r := recs[i*7919%many]
+		clock++
+		r.Version.Clock = clock
+		if tab.Apply(r, ToPeers).Outcome != Updated {
+			b.Fatal("not updated")
+		}
+	}
+}
+
+func BenchmarkTake(b *testing.B) {
+	tab := New(1)
+	rec := record(1, Version{1, 1}, 1, 15*time.Minute)
+	var r Record
+	b.ReportAllocs()
+	for b.Loop() {
+		rec.Version.Clock++
+		tab.Take(tab.Apply(rec, ToPeers).Ref, ToPeers, &r)
+	}
+}
+
+func BenchmarkEach(b *testing.B) {
+	const many = 1 << 17
+	tab := New(many)
+	for i := range many {
+		tab.Apply(record(i, Version{1, 1}, 1, 15*time.Minute), 0)
+	}
+	for b.Loop() {
+		tab.Each(func(*Record) bool { return true })
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/many, "ns/entry")
+}

@@ -1,0 +1,383 @@
+package peer
+
+import (
+	"bytes"
+	"encoding/hex"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"saru/conntable"
+)
+
+const self = conntable.NodeID(0x01020304)
+
+func conn(client string, state uint16) conntable.Record {
+	return conntable.Record{
+		Connection: conntable.Connection{
+			Key: conntable.Key{
+				Client: netip.MustParseAddrPort(client), Virtual: netip.MustParseAddrPort("10.9.0.100:80"), Protocol: 6,
+			},
+			Dest: netip.MustParseAddrPort("192.168.6.10:8080"), State: state, Flags: conntable.FlagFwdGate, Timeout: 900 * time.Second,
+		},
+		Version: conntable.Version{Clock: 1_000_000, Node: self}, Remaining: 900 * time.Second,
+	}
+}
+
+func encode(t testing.TB, recs []conntable.Record, clock uint64) []byte {
+	t.Helper()
+	var b batch
+	var d drops
+	clock = b.load(recs, clock, self, &d)
+	out, n := b.next(nil, 1<<16, clock, self)
+	if n != len(recs) {
+		t.Fatalf("encoded %d of %d records", n, len(recs))
+	}
+	return out
+}
+
+func decode(t testing.TB, b []byte, clock uint64, age time.Duration) []conntable.Record {
+	t.Helper()
+	var out []conntable.Record
+	if err := new(decoder).records(b, clock, self, age, func(r *conntable.Record) { out = append(out, *r) }); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func fromHex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(string(bytes.ReplaceAll(bytes.ReplaceAll([]byte(s), []byte("\n"), nil), []byte(" "), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestGoldenMessages(t *testing.T) {
+	two := []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 1)}
+	full := conn("10.1.0.3:0", 1)
+	full.Template, full.Flags, full.FWMark = true, full.Flags|conntable.FlagTemplate, 5
+	full.Remaining, full.Version.Node = 60*time.Second, 9
+	full.PEName, full.PEData = "sip", []byte("id")
+	full.Seq = &conntable.SeqPair{In: conntable.Seq{Init: 1, Delta: 2, Prev: 3}, Out: conntable.Seq{Init: 4, Delta: 5, Prev: 6}}
+	six := conn("[2001:db8::1]:40000", 4)
+	six.Virtual, six.Dest = netip.MustParseAddrPort("[2001:db8::100]:80"), netip.MustParseAddrPort("[2001:db8::a]:80")
+	six.Timeout, six.Remaining, six.Deleted = 120*time.Second, 120*time.Second, true
+
+	for _, c := range []struct {
+		name string
+		got  []byte
+		want string
+	}{
+		{"two records", encode(t, two, 1_000_100), `
+			02 00 06 01 0003 0050 1f90 0a090064 c0a8060a 8407
+			0a010001 9c40 64
+			0a010002 9c41 64`},
+		{"all that there is", encode(t, []conntable.Record{full}, 1_000_000), `
+			01 3a 06 01 1003 0050 1f90 0a090064 c0a8060a 8407 05
+			0a010003 0000 00 00000009 e0d403
+			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
+		{"IPv6 gone", encode(t, []conntable.Record{six}, 1_000_000), `
+			01 05 06 04 0003 0050 0050
+			20010db8000000000000000000000100 20010db800000000000000000000000a 78
+			20010db8000000000000000000000001 9c40 00`},
+		{"records head", (&recordsHead{sequence: 7, clock: 1_000_100, ageMS: 0}).append(nil, self), `
+			01 01 0000 01020304 0000000000000007 00000000000f42a4 00000000`},
+		{"heartbeat", (&heartbeat{
+			incarnation: 1, highest: 9, lowest: 2, clock: 3, horizon: 4, digest: 5,
+			connections: 6, flags: flagSynced, port: 8849, name: "d1",
+		}).append(nil, self), `
+			01 02 0000 01020304 0000000000000001 0000000000000009 0000000000000002 0000000000000003
+			0000000000000004 0000000000000005 00000006 0001 2291 02 6431`},
+		{"missing", (&missing{boot: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, ranges: []span{{3, 3}, {5, 9}}}).append(nil, self), `
+			01 03 0000 01020304 0102030405060708 0002 0000 0000000000000003 00000001 0000000000000005 00000005`},
+		{"pull", appendPull(nil, self, "d1"), "01 10 0000 01020304 02 6431"},
+	} {
+		if want := fromHex(t, stripTabs(c.want)); !bytes.Equal(c.got, want) {
+			t.Errorf("%s:\n got %x\nwant %x", c.name, c.got, want)
+		}
+	}
+	got := decode(t, encode(t, []conntable.Record{full}, 1_000_000), 1_000_000, 0)
+	if !reflect.DeepEqual(got, []conntable.Record{full}) {
+		t.Errorf("decoded %+v\nwant %+v", got, full)
+	}
+}
+
+func stripTabs(s string) string { return string(bytes.ReplaceAll([]byte(s), []byte("\t"), nil)) }
+
+func drawRecord(t *rapid.T) conntable.Record {
+	v6 := rapid.Bool().Draw(t, "v6")
+	addr := func(name string) netip.AddrPort {
+		port := rapid.Uint16().Draw(t, name+" port")
+		if v6 {
+			a := netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, name)))
+			return netip.AddrPortFrom(a, port)
+		}
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.ByteMax(2), 4, 4).Draw(t, name))), port)
+	}
+	r := conntable.Record{
+		Connection: conntable.Connection{
+			Key:  conntable.Key{Client: addr("client"), Virtual: addr("virtual"), Protocol: rapid.Byte().Draw(t, "protocol")},
+			Dest: addr("dest"), State: uint16(rapid.Byte().Draw(t, "state")),
+			Flags: rapid.Uint32().Draw(t, "flags") & conntable.FlagBackupMask, FWMark: rapid.Uint32().Draw(t, "fwmark"),
+			Timeout: time.Duration(rapid.Uint32Range(1, 1<<20).Draw(t, "timeout")) * time.Second,
+		},
+		Version: conntable.Version{Clock: rapid.Uint64Range(0, 1<<50).Draw(t, "clock"), Node: conntable.NodeID(rapid.Uint32().Draw(t, "node"))},
+		Deleted: rapid.Bool().Draw(t, "deleted"),
+	}
+	r.Template = r.Flags&conntable.FlagTemplate != 0
+	r.Remaining = min(r.Timeout, time.Duration(rapid.Uint32Range(0, 1<<20).Draw(t, "remaining"))*time.Second)
+	if rapid.Bool().Draw(t, "pe") {
+		r.PEName, r.PEData = "sip", rapid.SliceOfN(rapid.Byte(), 1, 255).Draw(t, "data")
+	}
+	if rapid.Bool().Draw(t, "seq") {
+		r.Seq = &conntable.SeqPair{In: conntable.Seq{Init: rapid.Uint32().Draw(t, "init")}}
+	}
+	return r
+}
+
+func TestRecordsComeBackInAnyBatch(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		recs := rapid.SliceOfN(rapid.Custom(drawRecord), 1, 40).Draw(t, "records")
+		limit := rapid.IntRange(500, 2000).Draw(t, "limit")
+		var b batch
+		var d drops
+		clock := b.load(recs, 1, self, &d)
+		want, got := map[int]bool{}, 0
+		for {
+			body, n := b.next(nil, limit, clock, self)
+			if n == 0 {
+				break
+			}
+			if len(body) > limit {
+				t.Fatalf("a body of %d bytes, limit %d", len(body), limit)
+			}
+			err := new(decoder).records(body, clock, self, 0, func(r *conntable.Record) {
+				for i := range recs {
+					if !want[i] && reflect.DeepEqual(*r, recs[i]) {
+						want[i] = true
+						got++
+						return
+					}
+				}
+				t.Fatalf("came back as %+v", *r)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got != len(recs) {
+			t.Fatalf("%d of %d came back; %d cannot be said", got, len(recs), d[DropUnsayable].Load())
+		}
+	})
+}
+
+func TestWhatCannotBeSaid(t *testing.T) {
+	mixed := conn("10.1.0.1:40000", 1)
+	mixed.Dest = netip.MustParseAddrPort("[2001:db8::1]:80")
+	recs := []conntable.Record{mixed, conn("10.1.0.1:40000", 256), {}, conn("10.1.0.1:1", 1)}
+	var b batch
+	var d drops
+	b.load(recs, 1, self, &d)
+	if _, n := b.next(nil, 1400, 1, self); n != 1 || d[DropUnsayable].Load() != 3 {
+		t.Errorf("said %d, counted %d; want 1 and 3", n, d[DropUnsayable].Load())
+	}
+}
+
+func TestAgeShortensWhatRemains(t *testing.T) {
+	body := encode(t, []conntable.Record{conn("10.1.0.1:40000", 1)}, 1_000_000)
+	if got := decode(t, body, 1_000_000, 3*time.Second)[0].Remaining; got != 897*time.Second {
+		t.Errorf("remaining %v, want 897 s", got)
+	}
+}
+
+func TestGapsAgainstASet(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var g gaps
+		begin := rapid.Uint64Range(0, 5).Draw(t, "begin")
+		g.begin(begin)
+		have, top := map[uint64]bool{}, begin
+		t.Repeat(map[string]func(*rapid.T){
+			"heard": func(t *rapid.T) {
+				seq := rapid.Uint64Range(begin+1, begin+60).Draw(t, "seq")
+				wanted, lost := g.heard(seq)
+				if wanted == have[seq] {
+					t.Fatalf("heard %d: wanted %v, had %v", seq, wanted, have[seq])
+				}
+				if wantLost := max(seq, top+1) - top - 1; lost != wantLost {
+					t.Fatalf("heard %d after %d: lost %d, want %d", seq, top, lost, wantLost)
+				}
+				have[seq] = true
+				top = max(top, seq)
+			},
+			"told": func(t *rapid.T) {
+				seq := rapid.Uint64Range(begin, begin+60).Draw(t, "seq")
+				if lost, want := g.told(seq), max(seq, top)-top; lost != want {
+					t.Fatalf("told %d after %d: lost %d, want %d", seq, top, lost, want)
+				}
+				top = max(top, seq)
+			},
+			"forget": func(t *rapid.T) {
+				seq := rapid.Uint64Range(begin, begin+60).Draw(t, "seq")
+				g.forget(seq)
+				for s := begin + 1; s <= seq; s++ {
+					have[s] = true
+				}
+				top = max(top, seq)
+			},
+			"": func(t *rapid.T) {
+				missing := map[uint64]bool{}
+				last := uint64(0)
+				for _, s := range g.spans {
+					if s.from > s.to || s.from <= last || s.to >= g.next {
+						t.Fatalf("spans %v below %d", g.spans, g.next)
+					}
+					last = s.to
+					for q := s.from; q <= s.to; q++ {
+						missing[q] = true
+					}
+				}
+				for q := begin + 1; q <= top; q++ {
+					if missing[q] == have[q] {
+						t.Fatalf("%d: missing %v, have %v", q, missing[q], have[q])
+					}
+				}
+			},
+		})
+	})
+}
+
+func TestRingKeepsTheLast(t *testing.T) {
+	var r ring
+	for i := range uint64(ringSize + 10) {
+		r.store(append(r.slot(), byte(i+1)), time.Time{})
+	}
+	if _, ok := r.get(10); ok || r.lowest() != 11 {
+		t.Errorf("lowest %d, and 10 is there: %v", r.lowest(), ok)
+	}
+	if k, ok := r.get(11); !ok || k.message[0] != 11 {
+		t.Errorf("11: %v %v", k, ok)
+	}
+	if _, ok := r.get(ringSize + 11); ok {
+		t.Error("what was not sent is there")
+	}
+}
+
+func FuzzRecords(f *testing.F) {
+	f.Add(encode(f, []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 4)}, 1_000_100), uint64(1_000_100))
+	f.Add([]byte{1, 0xff}, uint64(0))
+	f.Fuzz(func(t *testing.T, b []byte, clock uint64) {
+		clock %= conntable.MaxClock
+		var recs []conntable.Record
+		new(decoder).records(b, clock, self, 0, func(r *conntable.Record) {
+			if r.Remaining > r.Timeout || r.Remaining < 0 || r.Version.Clock > clock {
+				t.Fatalf("delivered %+v", *r)
+			}
+			recs = append(recs, *r)
+		})
+		// What decodes can be said again, and means the same.
+		if len(recs) == 0 {
+			return
+		}
+		var enc batch
+		var d drops
+		clock = enc.load(recs, clock, self, &d)
+		body, n := enc.next(nil, 1<<24, clock, self)
+		again := 0
+		if err := new(decoder).records(body, clock, self, 0, func(*conntable.Record) { again++ }); err != nil || again != n {
+			t.Fatalf("%d of %d again: %v", again, n, err)
+		}
+	})
+}
+
+func FuzzMessages(f *testing.F) {
+	f.Add((&heartbeat{incarnation: 1, highest: 9, lowest: 2, clock: 3, port: 8849, name: "d1"}).append(nil, self))
+	f.Add((&missing{ranges: []span{{1, 2}}}).append(nil, self))
+	f.Add((&recordsHead{sequence: 7}).append(nil, self))
+	f.Add(appendPull(nil, self, "d1"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		typ, node, c, err := parseHead(b)
+		if err != nil {
+			return
+		}
+		var again []byte
+		rest := c
+		switch typ {
+		case typeRecords:
+			var h recordsHead
+			if h.parse(&rest) == nil {
+				again = h.append(nil, node)
+			}
+		case typeHeartbeat:
+			var h heartbeat
+			if name, err := h.parse(&rest); err == nil {
+				h.name = string(name)
+				again = h.append(nil, node)
+			}
+		case typeMissing:
+			var m missing
+			if m.parse(&rest) == nil {
+				again = m.append(nil, node)
+				copy(again[headSize+10:], b[headSize+10:headSize+12]) // reserved
+			}
+		case typePull:
+			if name := parseName(&rest); !rest.bad {
+				again = appendPull(nil, node, string(name))
+			}
+		}
+		if again != nil {
+			copy(again[2:], b[2:4]) // reserved
+			if !bytes.HasPrefix(b, again) {
+				t.Fatalf("%x\nsays again as %x", b, again)
+			}
+		}
+	})
+}
+
+func BenchmarkEncode(b *testing.B) {
+	recs := make([]conntable.Record, 1000)
+	for i := range recs {
+		recs[i] = conn("10.1.0.1:40000", 1)
+		recs[i].Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 40000)
+		recs[i].Dest = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, 6, byte(i % 10)}), 80)
+	}
+	var enc batch
+	var d drops
+	buf := make([]byte, 0, 1500)
+	bytesOut := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		clock := enc.load(recs, 1_000_100, self, &d)
+		for {
+			body, n := enc.next(buf[:0], 1400, clock, self)
+			if n == 0 {
+				break
+			}
+			bytesOut += len(body)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(recs)), "ns/record")
+	b.ReportMetric(float64(bytesOut)/float64(b.N)/float64(len(recs)), "B/record")
+}
+
+func BenchmarkDecode(b *testing.B) {
+	var recs []conntable.Record
+	for i := range 100 {
+		recs = append(recs, conn("10.1.0.1:40000", 1))
+		recs[i].Client = netip.AddrPortFrom(recs[i].Client.Addr(), uint16(i))
+	}
+	body := encode(b, recs, 1_000_100)
+	tab := conntable.New(1000)
+	clock := uint64(2_000_000)
+	var d decoder
+	b.ReportAllocs()
+	for b.Loop() {
+		clock++
+		d.records(body, clock, self, 0, func(r *conntable.Record) { tab.Apply(r, conntable.ToKernel) })
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/record")
+}
