@@ -132,7 +132,7 @@ func (k *known) complete(c *conntable.Connection) {
 	default:
 		c.Timeout = defaultTimeout(c.Protocol, c.State)
 	}
-	if c.Protocol == protoTCP && c.State != tcpEstablished {
+	if !c.Template && c.Protocol == protoTCP && c.State != tcpEstablished {
 		c.Flags |= conntable.FlagInactive
 	}
 }

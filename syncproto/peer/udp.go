@@ -57,39 +57,41 @@ type UDPConfig struct {
 
 // NewUDP opens the sockets. A port that is taken and an interface that cannot
 // do multicast are bad input.
-func NewUDP(cfg UDPConfig) (u *UDP, err error) {
-	u = &UDP{ms: make([]ipv4.Message, receiveBatch)}
-	defer func() {
-		if err != nil {
-			u.Close()
-		}
-	}()
+func NewUDP(cfg UDPConfig) (*UDP, error) {
+	u := &UDP{ms: make([]ipv4.Message, receiveBatch)}
+	if err := u.open(cfg); err != nil {
+		return nil, errors.Join(err, u.Close())
+	}
+	return u, nil
+}
+
+func (u *UDP) open(cfg UDPConfig) error {
 	from, err := cfg.source()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	u.addr = netip.AddrPortFrom(from, cfg.Group.Port())
 	if u.own, err = listenUDP(u.addr, cfg.Interface); err != nil {
-		return nil, err
+		return err
 	}
 	u.pc = ipv4.NewPacketConn(u.own)
 	if u.ln, err = net.Listen("tcp4", u.addr.String()); err != nil {
-		return nil, taken("TCP", u.addr, err)
+		return taken("TCP", u.addr, err)
 	}
 	for _, p := range cfg.Peers {
 		u.to = append(u.to, net.UDPAddrFromAddrPort(p))
 	}
 	if len(u.to) > 0 {
-		return u, nil
+		return nil
 	}
 	u.to = []*net.UDPAddr{net.UDPAddrFromAddrPort(cfg.Group)}
 	if u.group, err = listenUDP(cfg.Group, cfg.Interface); err != nil {
-		return nil, err
+		return err
 	}
 	if err := u.join(cfg.Interface); err != nil {
-		return nil, config.Bad("sync.interface = %q: cannot do multicast to %v: %v; use an interface that can, or list the other directors in sync.peers", cfg.Interface.Name, cfg.Group, err)
+		return config.Bad("sync.interface = %q: cannot do multicast to %v: %v; use an interface that can, or list the other directors in sync.peers", cfg.Interface.Name, cfg.Group, err)
 	}
-	return u, nil
+	return nil
 }
 
 // source returns the address that this node is known by: the interface's

@@ -1,0 +1,127 @@
+package syncd
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"saru/conntable"
+	"saru/syncproto/peer/peertest"
+)
+
+func TestConnsAreToldAsIpvsadmDoes(t *testing.T) {
+	for _, c := range []struct {
+		conn Conn
+		want string
+	}{
+		{
+			Conn{Protocol: "TCP", State: "ESTABLISHED", ExpireS: 899.6, Client: "10.9.0.1:49808", Virtual: "10.9.0.100:80", Dest: "10.9.0.21:80"},
+			"TCP 15:00  ESTABLISHED 10.9.0.1:49808     10.9.0.100:80      10.9.0.21:80\n",
+		},
+		{
+			Conn{Protocol: "UDP", State: "UDP", ExpireS: 61, Client: "10.9.0.1:53", Virtual: "10.9.0.100:53", Dest: "10.9.0.21:53"},
+			"UDP 01:01  UDP         10.9.0.1:53        10.9.0.100:53      10.9.0.21:53\n",
+		},
+	} {
+		var b strings.Builder
+		must(t, c.conn.Print(&b))
+		if b.String() != c.want {
+			t.Errorf("got  %q\nwant %q", b.String(), c.want)
+		}
+	}
+}
+
+func TestControl(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, peertest.New(1), 1, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		for i := range 10 {
+			n.capture(tcp(i, established, 900*time.Second))
+		}
+		udp := tcp(10, 0, 300*time.Second)
+		udp.Protocol = 17
+		n.capture(udp)
+		ask := func(method, path string) *httptest.ResponseRecorder {
+			w := httptest.NewRecorder()
+			n.Handler().ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), method, path, nil))
+			return w
+		}
+		var st map[string]any
+		must(t, json.Unmarshal(ask("GET", "/status").Body.Bytes(), &st))
+		if st["node"] != "d1" || st["synced"] != true || st["source"] != "fake" || st["connections"].(map[string]any)["mirror"] != 11.0 {
+			t.Errorf("status %v", st)
+		}
+		for _, key := range []string{"peers", "kernel"} {
+			if st[key] == nil {
+				t.Errorf("status has no %s", key)
+			}
+		}
+		for query, want := range map[string]int{
+			"": 11, "proto=udp": 1, "proto=6": 10, "dest=192.168.6.11": 5, "dest=192.168.6.0/24": 11, "virtual=10.9.0.100:80&proto=tcp": 10,
+			"client=" + tcp(3, 0, 0).Client.String(): 1, "client=10.200.0.1": 0,
+		} {
+			w := ask("GET", "/conns?"+query)
+			if got := strings.Count(w.Body.String(), "\n"); got != want {
+				t.Errorf("/conns?%s: %d connections, want %d", query, got, want)
+			}
+		}
+		if w := ask("GET", "/conns?proto=ipx"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), `"ipx"`) {
+			t.Errorf("a bad filter: %d %s", w.Code, w.Body)
+		}
+		if w := ask("POST", "/resync"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"peers": 0`) {
+			t.Errorf("resync alone: %d %s", w.Code, w.Body)
+		}
+		w := httptest.NewRecorder()
+		n.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		for _, want := range []string{"\nsyncd_mirror_connections 11\n", "# TYPE syncd_drops_total counter\n", `syncd_records_total{outcome="added"} 0`} {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("metrics lack %q", want)
+			}
+		}
+		var b strings.Builder
+		human := n.Status()
+		must(t, human.Print(&b))
+		if !strings.Contains(b.String(), "d1: synced, and alone: no peer was heard\n") || !strings.Contains(b.String(), "11 in the mirror") {
+			t.Errorf("status for people:\n%s", b.String())
+		}
+	})
+}
+
+func TestFilterOfBadAddresses(t *testing.T) {
+	for _, q := range []string{"client=10.0.0", "virtual=10.0.0.1:http", "dest=web", "proto=300"} {
+		v, err := url.ParseQuery(q)
+		must(t, err)
+		_, err = ParseFilter(v)
+		wantBad(t, err, strings.SplitN(q, "=", 2)[1])
+	}
+}
+
+func TestTimeoutsOfFoundEntries(t *testing.T) {
+	k := &known{
+		forward: map[Target]uint32{{Virtual: vip, Protocol: 6, Dest: realA}: conntable.FlagFwdMasq},
+		byDest:  map[netip.Addr]uint32{realA.Addr(): conntable.FlagFwdMasq},
+		persist: map[netip.Addr]time.Duration{vip.Addr(): 360 * time.Second},
+	}
+	c := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 6}, Dest: realA, State: finWait}
+	k.complete(&c)
+	if c.Timeout != 120*time.Second || c.Flags != conntable.FlagFwdMasq|conntable.FlagInactive {
+		t.Errorf("%+v", c)
+	}
+	tmpl := conntable.Connection{Key: conntable.Key{Virtual: netip.AddrPortFrom(vip.Addr(), 0), Protocol: 6, Template: true}, Dest: realA}
+	k.complete(&tmpl)
+	if tmpl.Timeout != 360*time.Second || tmpl.Flags&conntable.FlagFwdMask != conntable.FlagFwdMasq || tmpl.Flags&conntable.FlagInactive != 0 {
+		t.Errorf("%+v", tmpl)
+	}
+	unknown := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 17}, Dest: realB}
+	k.complete(&unknown)
+	if unknown.Timeout != 300*time.Second || unknown.Flags != conntable.FlagFwdGate {
+		t.Errorf("%+v", unknown)
+	}
+}

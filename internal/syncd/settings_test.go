@@ -1,0 +1,65 @@
+package syncd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"saru/internal/config"
+)
+
+// wantBad checks that err is bad input on one line that says text.
+func wantBad(t *testing.T, err error, text string) {
+	t.Helper()
+	if err == nil || config.ExitStatus(err) != config.BadInputStatus || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), text) {
+		t.Errorf("got %v, want one line of bad input that says %q", err, text)
+	}
+}
+
+func TestSettings(t *testing.T) {
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key")
+	open := filepath.Join(dir, "open")
+	bad := filepath.Join(dir, "bad")
+	for path, mode := range map[string]os.FileMode{key: 0o600, open: 0o644} {
+		must(t, os.WriteFile(path, []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), mode))
+	}
+	must(t, os.WriteFile(bad, []byte("secret\n"), 0o600))
+	good := "[sync]\ninterface = \"lo\"\nkey_file = \"" + key + "\"\n"
+
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown key", good + "[kernel]\nsuorce = \"auto\"", `syncd.toml:5: unknown key "kernel.suorce"`},
+		{"wrong type", good + "[control]\nsocket = 7", "syncd.toml:5:10"},
+		{"no interface", "[sync]\nkey_file = \"" + key + "\"", "sync.interface is not set"},
+		{"unknown interface", "[sync]\ninterface = \"nope0\"", `sync.interface = "nope0": no such interface; there are`},
+		{"unicast group", good + "group = \"10.0.0.1:8849\"", `sync.group = "10.0.0.1:8849": must be an IPv4 multicast address`},
+		{"group without port", good + "group = \"239.192.0.81\"", "sync.group"},
+		{"peer by name", good + "peers = [\"d2\"]", `sync.peers: "d2"`},
+		{"node with a space", good + "node = \"d 1\"", `sync.node = "d 1"`},
+		{"module", good + "[kernel]\nsource = \"module\"", "has no kernel module yet"},
+		{"another source", good + "[kernel]\nsource = \"ebpf\"", `kernel.source = "ebpf": must be "auto" or "daemon"`},
+		{"limit", good + "[kernel]\nlimit = 0", "kernel.limit = 0"},
+		{"public metrics", good + "[control]\nmetrics = \"0.0.0.0:9647\"", "must be a loopback address"},
+		{"no key file", "[sync]\ninterface = \"lo\"\nkey_file = \"" + dir + "/none\"", "no such file"},
+		{"open key file", strings.Replace(good, key, open, 1), "chmod 600"},
+		{"bad key file", strings.Replace(good, key, bad, 1), "line 1 is not a base64 key"},
+	} {
+		path := filepath.Join(dir, "syncd.toml")
+		must(t, os.WriteFile(path, []byte(c.text), 0o600))
+		_, err := Load(path)
+		t.Run(c.name, func(t *testing.T) { wantBad(t, err, c.want) })
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the error quotes the key file", c.name)
+		}
+	}
+	path := filepath.Join(dir, "syncd.toml")
+	must(t, os.WriteFile(path, []byte(good+"peers = [\"10.9.0.3\", \"10.9.0.4:9000\"]\n[filter]\n[control]\nmetrics = \"\"\n"), 0o600))
+	s, err := Load(path)
+	must(t, err)
+	if len(s.UDP.Peers) != 2 || s.UDP.Peers[0].String() != "10.9.0.3:8849" || s.UDP.Peers[1].String() != "10.9.0.4:9000" || s.Node == "" || s.Metrics != "" {
+		t.Errorf("%+v", s)
+	}
+	_, err = Load(filepath.Join(dir, "nowhere.toml"))
+	wantBad(t, err, "--config")
+}
