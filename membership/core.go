@@ -213,9 +213,19 @@ func (c *Core) Next() time.Duration { return c.wake }
 // suspected first.
 func (c *Core) holdFor() time.Duration { return c.cfg.Lease * 2 / 3 }
 
+// begin starts every event. A daemon that was stopped hears of it here before
+// it acts on anything that waited for it meanwhile (H7).
+func (c *Core) begin(now time.Duration) {
+	c.now = now
+	if now-max(c.lastTick, c.streak) > c.cfg.Lease && c.cfg.mutant&countStalledSilence == 0 {
+		c.streak = now
+		c.fence()
+	}
+}
+
 // Tick is due every Interval, after all sockets were drained (H2).
 func (c *Core) Tick(now time.Duration) {
-	c.now = now
+	c.begin(now)
 	gap := now - c.lastTick
 	c.lastTick = now
 	c.extra = 0
@@ -228,9 +238,6 @@ func (c *Core) Tick(now time.Duration) {
 				c.joinSince = now
 			}
 		}
-	}
-	if gap > c.cfg.Lease && c.cfg.mutant&countStalledSilence == 0 {
-		c.fence()
 	}
 	for _, p := range c.peers {
 		if !p.heard {
@@ -257,14 +264,14 @@ func (c *Core) silence(p *peer) time.Duration {
 
 // Wake does what has become due since the last event.
 func (c *Core) Wake(now time.Duration) {
-	c.now = now
+	c.begin(now)
 	c.finish()
 }
 
 // Receive acts on one message that was opened with the cluster's key. now is
 // taken after it was read (V2).
 func (c *Core) Receive(now time.Duration, m Message) {
-	c.now = now
+	c.begin(now)
 	h := m.header()
 	if h.Cluster != ClusterID(c.cfg.Cluster) || h.Share != c.cfg.Share {
 		c.stats.ForeignCluster++
@@ -291,7 +298,7 @@ func (c *Core) Receive(now time.Duration, m Message) {
 
 // Foreign notes a node that speaks another version of the protocol.
 func (c *Core) Foreign(now time.Duration, from NodeID) {
-	c.now = now
+	c.begin(now)
 	if p := c.peer(from); p != nil {
 		p.foreign, p.lastRx = true, now
 	}
@@ -300,7 +307,7 @@ func (c *Core) Foreign(now time.Duration, from NodeID) {
 // Applied answers an Apply: open is what was read back afterwards; known says
 // whether that could be done.
 func (c *Core) Applied(now time.Duration, open partition.Set, known bool) {
-	c.now = now
+	c.begin(now)
 	if !c.applying {
 		return
 	}
@@ -332,7 +339,7 @@ func (c *Core) Applied(now time.Duration, open partition.Set, known bool) {
 // Lost says that the kernel's table was found changed by others and has been
 // replaced by a closed one.
 func (c *Core) Lost(now time.Duration) {
-	c.now = now
+	c.begin(now)
 	if !c.applying {
 		c.sure = partition.Set{}
 		c.setOpen(partition.Set{})
@@ -351,7 +358,8 @@ func (c *Core) PingOK(now time.Duration) { c.now, c.pingAt = now, now }
 
 // Drain gives the share away, or takes part again.
 func (c *Core) Drain(now time.Duration, on bool) {
-	c.now, c.drain = now, on
+	c.begin(now)
+	c.drain = on
 	switch {
 	case on && c.state == Ready:
 		c.state = Draining
@@ -363,15 +371,15 @@ func (c *Core) Drain(now time.Duration, on bool) {
 
 // Fence closes everything and joins anew, as after a lost carrier (H7).
 func (c *Core) Fence(now time.Duration) {
-	c.now = now
+	c.begin(now)
 	c.fence()
 	c.finish()
 }
 
 // Leave closes everything and then says farewell.
 func (c *Core) Leave(now time.Duration) {
-	c.now, c.leaving = now, true
-	c.closeAll = true
+	c.begin(now)
+	c.leaving, c.closeAll = true, true
 	c.finish()
 }
 
@@ -479,7 +487,7 @@ func (c *Core) step() {
 // SetLink tells whether the LAN's carrier is there. Without it everything is
 // closed, and the share waits until it is back (H7).
 func (c *Core) SetLink(now time.Duration, up bool) {
-	c.now = now
+	c.begin(now)
 	if c.linkDown == !up {
 		return
 	}

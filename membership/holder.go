@@ -311,7 +311,14 @@ func (c *Core) heartbeat() {
 	hb := c.compose()
 	c.n = hb.N
 	claims := hb.Claims()
-	own := c.promise(c.id, c.cfg.Incarnation, c.cfg.Lease, claims)
+	own := hb.Open
+	if c.closeAll {
+		// What is being closed may be others' by now: no new promise to this
+		// node, so that their claims are not refused for it.
+		c.free(c.id, c.cfg.Incarnation, claims)
+	} else {
+		own = c.promise(c.id, c.cfg.Incarnation, c.cfg.Lease, claims)
+	}
 	if lost := hb.Open.Minus(own); !lost.Empty() && !c.silent() {
 		c.stats.LostGrants += uint64(lost.Len())
 		c.giveUp(lost)

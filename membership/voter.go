@@ -30,18 +30,24 @@ func (c *Core) freeFor(b int, id NodeID, inc uint64) bool {
 // it no longer claims is free, what it claims and nobody else was promised is
 // promised to it.
 func (c *Core) promise(id NodeID, inc uint64, lease time.Duration, claims partition.Set) (granted partition.Set) {
+	c.free(id, inc, claims)
 	until := c.now + c.watch(lease)
-	for b := range c.cfg.Buckets {
-		p := &c.ledger[b]
-		if p.holder == id && (p.inc != inc || !claims.Has(b)) {
-			*p = promise{}
-		}
-		if claims.Has(b) && c.freeFor(b, id, inc) {
-			*p = promise{id, inc, until}
+	for b := range claims.All() {
+		if b < c.cfg.Buckets && c.freeFor(b, id, inc) {
+			c.ledger[b] = promise{id, inc, until}
 			granted.Add(b)
 		}
 	}
 	return granted
+}
+
+// free ends the promises to id that its incarnation inc does not claim.
+func (c *Core) free(id NodeID, inc uint64, claims partition.Set) {
+	for b := range c.cfg.Buckets {
+		if p := &c.ledger[b]; p.holder == id && (p.inc != inc || !claims.Has(b)) {
+			*p = promise{}
+		}
+	}
 }
 
 // silent reports whether this voter may still owe promises that it made
