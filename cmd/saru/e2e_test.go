@@ -528,3 +528,105 @@ func (l *lab) clean(n *node) {
 		return err
 	}))
 }
+
+// setLink takes a director's port of the switch down or up.
+func (n *node) setLink(up bool) {
+	n.must(in(n.sw, func() error {
+		port, err := netlink.LinkByName(n.name)
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(port)
+		}
+		return netlink.LinkSetDown(port)
+	}))
+}
+
+// Of two directors, the one without carrier stops and the other has all; with
+// a ping node, so has the survivor of one that hears nothing.
+func TestTwoDirectorsAndLinks(t *testing.T) {
+	l := newLab(t, 2, "")
+	d1 := l.nodes[0]
+	for _, n := range l.nodes {
+		b, err := os.ReadFile(n.conf)
+		l.must(err)
+		l.must(os.WriteFile(n.conf, bytes.Replace(b, []byte("[share]"), []byte("ping = [\"10.9.0.1\"]\n[share]"), 1), 0o600))
+		n.start()
+	}
+	l.until("two share", l.shared(2))
+	stop := l.traffic()
+	defer stop()
+	mark := time.Now()
+	d1.setLink(false)
+	l.until("the other has all", func(open map[string]int) bool { return open["d2"] == 256 && open["d1"] == 0 })
+	l.report("cable pulled", mark)
+	mark = time.Now()
+	d1.setLink(true)
+	l.until("two share again", l.shared(2))
+	l.report("cable back", mark)
+
+	// d1 sends and hears nothing.
+	mark = time.Now()
+	l.must(in(d1.ns, func() error {
+		return exec.Command("nft", "add table netdev deaf; add chain netdev deaf in { type filter hook ingress device eth0 priority -500; policy drop; }").Run()
+	}))
+	l.until("the hearing one has all", func(open map[string]int) bool { return open["d2"] == 256 })
+	l.report("deaf", mark)
+	mark = time.Now()
+	l.must(in(d1.ns, func() error { return exec.Command("nft", "delete table netdev deaf").Run() }))
+	time.Sleep(500 * time.Millisecond)
+	l.until("two share once more", l.shared(2))
+	l.report("hears again", mark)
+	stop()
+	l.neverTwice()
+}
+
+// Bad input ends with status 2 and one line, and leaves the kernel alone.
+func TestRefusals(t *testing.T) {
+	l := newLab(t, 1, "")
+	d := l.nodes[0]
+	refused := func(what, says string) {
+		t.Helper()
+		out, err := d.saru("run", "--log_facility", "-")
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, says) || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: %v, %q; want status 2 and one line with %q", what, err, out, says)
+		}
+	}
+	good, err := os.ReadFile(d.conf)
+	l.must(err)
+	write := func(old, now string) {
+		l.must(os.WriteFile(d.conf, bytes.Replace(good, []byte(old), []byte(now), 1), 0o600))
+	}
+	write(`interface = "eth0"`, `interface = "eth7"`)
+	refused("an interface that is not there", `share.interface = "eth7"`)
+	write(`target = "local"`, `target = "local"`+"\ncolour = 1")
+	refused("an unknown key", `"share.colour"`)
+	write(`target = "local"`, `target = "local"`)
+	l.must(os.Chmod(filepath.Join(l.dir, "key"), 0o640))
+	refused("an open key file", "chmod 600")
+	if out, err := d.saru("check"); err == nil || !strings.Contains(out, "chmod 600") {
+		t.Errorf("check: %v, %q", err, out)
+	}
+	l.must(os.Chmod(filepath.Join(l.dir, "key"), 0o600))
+	l.clean(d)
+
+	d.start()
+	l.until("serves", l.shared(1))
+	refused("a second saru", "another saru answers")
+	write(d.name+".sock", "other.sock")
+	refused("a second saru with another socket", "")
+	write("", "")
+	if st, err := d.status(); err != nil || st.Share.Buckets != 256 {
+		t.Errorf("the first saru after a second was refused: %+v, %v", st, err)
+	}
+	if out, err := d.saru("check"); err != nil || !strings.Contains(out, "nftables       yes") {
+		t.Errorf("check: %v, %q", err, out)
+	}
+	d.signal(syscall.SIGTERM)
+	if code := d.wait(); code != 0 {
+		t.Errorf("exit status %d after SIGTERM", code)
+	}
+	l.clean(d)
+}

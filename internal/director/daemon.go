@@ -40,6 +40,7 @@ type daemon struct {
 	applier *applier
 	lan     *lan.LAN
 	gate    *gate
+	pinger  *pinger
 	lead    chan struct{}
 }
 
@@ -67,6 +68,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	tasks := []task.Task{engine, d.gossip, d.gate, d.control, task.Func{Name: "state to gossip", Do: d.tellState}}
 	if d.metrics != nil {
 		tasks = append(tasks, d.metrics)
+	}
+	if d.pinger != nil {
+		tasks = append(tasks, d.pinger)
 	}
 	if d.filter != nil {
 		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
@@ -153,6 +157,11 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		d.engine.applier = d.applier
 	}
 	d.gate = newGate(d.engine, s.Syncd, s.Delay)
+	if len(s.Ping) > 0 {
+		if d.pinger, err = openPinger(s, d.engine); err != nil {
+			return err
+		}
+	}
 	if d.gossip, err = openGossip(d.log, s, d.engine, d.version); err != nil {
 		return err
 	}
@@ -235,6 +244,9 @@ func (d *daemon) close(keep bool) error {
 	}
 	if d.filter != nil && !keep {
 		errs = append(errs, d.filter.Close())
+	}
+	if d.pinger != nil {
+		errs = append(errs, d.pinger.close())
 	}
 	for _, p := range d.paths {
 		errs = append(errs, p.close())

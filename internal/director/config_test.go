@@ -1,0 +1,196 @@
+package director
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/seal"
+)
+
+// full has every key of the contract, as far as this version does them.
+const full = `
+[cluster]
+name     = "web"
+node     = "d1"
+bind     = "127.0.0.2:7946"
+join     = ["127.0.0.3", "127.0.0.4:9000"]
+key_file = "KEY"
+role     = "director"
+quorum   = "lan"
+voters   = []
+weight   = 50
+ping     = ["10.9.0.254"]
+[share]
+id        = 1
+addresses = []
+interface = "eth0"
+sense     = "src-port"
+method    = "hash"
+buckets   = 256
+mac       = "02:00:5e:00:01:c9"
+mode      = "flood"
+backend   = "nftables"
+target    = "local"
+[timing]
+lease = "60ms"
+delay = "5s"
+[control]
+socket  = "/run/saru/saru.sock"
+metrics = "127.0.0.1:9646"
+syncd   = "/run/saru/syncd.sock"
+`
+
+func load(t *testing.T, text string) (*Settings, error) {
+	t.Helper()
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key")
+	if err := os.WriteFile(key, []byte(seal.NewKey()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "saru.toml")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(text, "KEY", key)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(path)
+}
+
+func TestFullConfiguration(t *testing.T) {
+	s, err := load(t, full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Node != "d1" || s.Weight != 50 || s.Lease != 60*time.Millisecond || s.Interval() != 10*time.Millisecond || s.Delay != 5*time.Second {
+		t.Errorf("got %+v", s)
+	}
+	want := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.3:7946"), netip.MustParseAddrPort("127.0.0.4:9000")}
+	if len(s.Join) != 2 || s.Join[0] != want[0] || s.Join[1] != want[1] {
+		t.Errorf("join is %v, want %v", s.Join, want)
+	}
+}
+
+// Each is refused in one line that names the key, with exit status 2.
+func TestBadConfiguration(t *testing.T) {
+	for _, tc := range []struct{ old, new, says string }{
+		{`role     = "director"`, `role = "witness"`, `cluster.role = "witness" is not in this version`},
+		{`role     = "director"`, `role = "boss"`, `cluster.role = "boss"`},
+		{`quorum   = "lan"`, `quorum = "majority"`, `cluster.quorum = "majority" is not in this version`},
+		{`voters   = []`, `voters = ["d1"]`, `cluster.voters`},
+		{`method    = "hash"`, `method = "block"`, `share.method = "block" is not in this version`},
+		{`mode      = "flood"`, `mode = "forward"`, `share.mode`},
+		{`backend   = "nftables"`, `backend = "nfqueue"`, `share.backend`},
+		{`[timing]`, "[share.inside]\ninterface = \"eth1\"\n[timing]", `share.inside`},
+		{`name     = "web"`, `name = ""`, `cluster.name`},
+		{`bind     = "127.0.0.2:7946"`, `bind = "192.0.2.1"`, `cluster.bind`},
+		{`bind     = "127.0.0.2:7946"`, `bind = "0.0.0.0"`, `cluster.bind`},
+		{`bind     = "127.0.0.2:7946"`, `bind = "x"`, `cluster.bind`},
+		{`bind     = "127.0.0.2:7946"`, ``, `cluster.bind`},
+		{`"127.0.0.3"`, `"d2"`, `cluster.join`},
+		{`"KEY"`, `"/nonexistent/key"`, `key_file`},
+		{`key_file = "KEY"`, ``, `cluster.key_file`},
+		{`weight   = 50`, `weight = 0`, `cluster.weight`},
+		{`"10.9.0.254"`, `"gateway"`, `cluster.ping`},
+		{`id        = 1`, `id = 256`, `share.id`},
+		{`addresses = []`, `addresses = ["fe80::1"]`, `share.addresses`},
+		{`addresses = []`, `addresses = ["10.9.0.100", "10.9.0.100"]`, `share.addresses`},
+		{`addresses = []`, "addresses = [\"10.9.0.100\"]\ninterface = \"nope0\"\n#", `share.interface = "nope0"`},
+		{`sense     = "src-port"`, `sense = "colour"`, `share.sense`},
+		{`buckets   = 256`, `buckets = 100`, `share.buckets = 100`},
+		{`target    = "local"`, `target = "moon"`, `share.target`},
+		{`lease = "60ms"`, `lease = "59ms"`, `timing.lease`},
+		{`lease = "60ms"`, `lease = "11s"`, `timing.lease`},
+		{`lease = "60ms"`, `lease = "soon"`, `lease`},
+		{`delay = "5s"`, `delay = "-1s"`, `timing.delay`},
+		{`metrics = "127.0.0.1:9646"`, `metrics = "0.0.0.0:9646"`, `control.metrics`},
+		{`socket  = "/run/saru/saru.sock"`, `socket = "saru.sock"`, `control.socket`},
+		{`weight   = 50`, `wieght = 50`, `wieght`},
+	} {
+		t.Run(tc.new, func(t *testing.T) {
+			text := strings.Replace(full, tc.old, tc.new, 1)
+			if strings.Contains(tc.new, "nope0") {
+				text = strings.Replace(text, `interface = "eth0"`+"\nsense", "sense", 1)
+			}
+			_, err := load(t, text)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if config.ExitStatus(err) != config.BadInputStatus || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("status %d: %v; want one line with %q", config.ExitStatus(err), err, tc.says)
+			}
+		})
+	}
+}
+
+func TestNoConfigurationIsAClusterOfOne(t *testing.T) {
+	if exists(DefaultConfigPath) {
+		t.Skip("this machine has a configuration")
+	}
+	s, err := Load(DefaultConfigPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.VIPs) != 0 || len(s.Join) != 0 || !s.Bind.Addr().IsLoopback() {
+		t.Errorf("got %+v", s)
+	}
+	if _, err := Load("/nonexistent/saru.toml"); config.ExitStatus(err) != config.BadInputStatus {
+		t.Errorf("a file that was named and is not there: %v", err)
+	}
+}
+
+// Directors that differ in what decides a packet must not share it.
+func TestShape(t *testing.T) {
+	base := func() *Settings {
+		s, err := load(t, full)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Seed = 1
+		return s
+	}
+	a := base()
+	a.VIPs = []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")}
+	b := base()
+	b.VIPs = []netip.Addr{a.VIPs[1], a.VIPs[0]}
+	b.Node, b.Weight, b.Lease = "d2", 7, time.Second
+	if a.Shape() != b.Shape() {
+		t.Error("the order of addresses, name, weight or lease changes the shape")
+	}
+	for what, change := range map[string]func(*Settings){
+		"seed": func(s *Settings) { s.Seed++ }, "buckets": func(s *Settings) { s.Buckets *= 2 },
+		"sense": func(s *Settings) { s.Sense++ }, "addresses": func(s *Settings) { s.VIPs = nil },
+		"mac": func(s *Settings) { s.MAC = []byte{2, 0, 0, 0, 0, 1} }, "id": func(s *Settings) { s.ID++ },
+	} {
+		s := base()
+		s.VIPs = a.VIPs
+		if change(s); s.Shape() == a.Shape() {
+			t.Errorf("another %s has the same shape", what)
+		}
+	}
+}
+
+func TestMetricsAndStatusText(t *testing.T) {
+	st := &Status{
+		Cluster: "web", Node: "d1", State: "ready", Master: "d1", Epoch: 3<<32 | 7, Quorum: QuorumStatus{"lan", 2, 1},
+		Share: ShareStatus{Addresses: []string{"10.9.0.100"}, Total: 256, Buckets: 128}, Filter: FilterStatus{Intact: true, Accepted: 5},
+		Members: []MemberStatus{{Name: "d1", State: "ready", Buckets: 128}, {Name: "d2", State: "unreachable", Why: "no heartbeat"}},
+		Paths:   []PathStatus{{Name: "udp", Sent: 9}},
+	}
+	var b bytes.Buffer
+	if err := errors.Join(writeMetrics(&b, st), st.Print(&b)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"saru_state{state=\"ready\"} 1\n", "saru_accepted_packets_total 5\n", "saru_path_sent_total{path=\"udp\"} 9\n",
+		"epoch 3.7", "############............", "table intact", "no heartbeat",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, b.String())
+		}
+	}
+}
