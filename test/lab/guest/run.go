@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +24,9 @@ type Config struct {
 	Env     []string      // K=V, beside PATH, HOME and the lab's own
 	Append  string        // more kernel parameters, "ip_vs.conn_tab_bits=16"
 
-	// Init is a program that calls IsInit and Init first of all, for the
-	// guest's first process. Default: the command lab, built with the go tool.
+	// Init is a static program that calls IsInit and Init first of all, for the
+	// guest's first process. When there is none, or a dynamic one, the command
+	// lab is built with the go tool and taken.
 	Init string
 
 	Stdout, Stderr io.Writer // default: discarded
@@ -144,7 +146,7 @@ func (m *machine) path(name string) string { return filepath.Join(m.tmp, name) }
 
 func (m *machine) buildInitramfs(ctx context.Context) error {
 	program := m.Init
-	if program == "" {
+	if !isStatic(program) {
 		program = m.path("lab")
 		if err := buildInit(ctx, program); err != nil {
 			return err
@@ -159,6 +161,21 @@ func (m *machine) buildInitramfs(ctx context.Context) error {
 		return err
 	}
 	return os.WriteFile(m.path("initramfs"), initramfs(binary, modules), 0o600)
+}
+
+// isStatic reports whether file is a program that runs where nothing else is.
+func isStatic(file string) bool {
+	f, err := elf.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return false
+		}
+	}
+	return true
 }
 
 func buildInit(ctx context.Context, file string) error {
