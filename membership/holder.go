@@ -44,6 +44,12 @@ func (c *Core) confirmedSender(p *peer) bool {
 	return false
 }
 
+// hearsNobody reports whether p is deaf altogether: whatever it concludes, the
+// clients' frames take the way of the heartbeats that it does not hear.
+func (c *Core) hearsNobody(p *peer) bool {
+	return c.deaf(p) && c.confirmedSender(p) && len(p.hb.Heard) == 0
+}
+
 // suspected reports whether p is taken for dead as far as keeping goes. Who
 // did not hear us when it was last heard is not dead but perhaps taking over.
 func (c *Core) suspected(p *peer) bool {
@@ -109,7 +115,7 @@ func (c *Core) granted(s *sentHB) (kept bool, refused, gained partition.Set) {
 			if !deaf && !c.suspected(p) {
 				kept = false
 			}
-			if !deaf || len(p.hb.Heard) > 0 {
+			if !c.hearsNobody(p) {
 				gained = partition.Set{}
 			}
 		}
@@ -261,7 +267,7 @@ func (c *Core) wants() partition.Set {
 	}
 	want := c.mine.Minus(c.open).Minus(c.closeReq)
 	for _, p := range c.peers {
-		if p.heard && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
+		if p.heard && !c.hearsNobody(p) && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
 			want = want.Minus(p.hb.Open)
 		}
 	}

@@ -122,15 +122,19 @@ func (c *Core) lead() {
 	}
 	own, _ := c.epoch()
 	for _, p := range c.peers {
-		if p.heard && p.hb.Epoch.Compare(own) > 0 {
+		if !p.heard || p.hb.Epoch.Compare(own) <= 0 {
+			continue
+		}
+		if !c.hearsNobody(p) {
 			return
 		}
+		own = p.hb.Epoch // it cannot be asked; go above it
 	}
 	cs := c.candidates()
 	if len(cs) == 0 || cs[0].Node != c.id {
 		return
 	}
-	mine := c.assign != nil && c.assign.Epoch.Issuer == c.cfg.Incarnation
+	mine := c.assign != nil && c.assign.Epoch.Issuer == c.cfg.Incarnation && c.assign.Epoch == own
 	if mine && c.sameSeats(cs) {
 		return
 	}
