@@ -351,6 +351,9 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		if _, told := k.get(kept.Key); told {
 			t.Error("the kernel was told an older state of a connection that it knows better")
 		}
+		if got, _ := b.kernel.get(kept.Key); got.State != finWait {
+			t.Errorf("b has state %d of a connection that a's kernel closed meanwhile, want %d", got.State, finWait)
+		}
 		if got, told := k.get(moved.Key); !told || got.State != finWait {
 			t.Errorf("the kernel was told %+v, %v of a connection that a peer took over", got, told)
 		}

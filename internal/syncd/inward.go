@@ -13,6 +13,9 @@ const refreshSlack = 15 * time.Second
 
 // deliver merges a peer's record, and arranges for the kernel to be told.
 func (e *Engine) deliver(r *conntable.Record) {
+	if r.Version.Node == e.self && !e.isOurs(r.Version) && e.keepFound(r) {
+		return
+	}
 	res := e.table.Apply(r, conntable.ToKernel)
 	e.outcomes[res.Outcome].Add(1)
 	if res.Queued&conntable.ToKernel == 0 {
@@ -26,14 +29,29 @@ func (e *Engine) deliver(r *conntable.Record) {
 	e.toKernel.push(res.Ref)
 }
 
-// kernelKnows reports whether r tells nothing new of an entry that was found
-// in the kernel at start. If the peers only give us back what an earlier life
-// of ours told them, the kernel knows it better.
-func (e *Engine) kernelKnows(r *conntable.Record, prev *conntable.Prev) bool {
-	if prev.Version.Clock >= conntable.LiveClock || prev.Version.Node != e.self || !prev.SameTo || r.Deleted {
+// keepFound deals with what an earlier life of ours told the peers, about an
+// entry that was found in the kernel at start: the kernel went on meanwhile
+// and knows it better. It reports false if there is no such entry, as after a
+// power cut.
+func (e *Engine) keepFound(r *conntable.Record) bool {
+	var found conntable.Record
+	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock || found.Dest != r.Dest {
 		return false
 	}
-	return r.Version.Node == e.self || (prev.State == r.State && r.Remaining <= prev.Remaining+refreshSlack)
+	if found.State == r.State {
+		e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
+		return true
+	}
+	found.Version = e.clock.Next()
+	e.news(&found)
+	return true
+}
+
+// kernelKnows reports whether r tells nothing new of an entry that was found
+// in the kernel at start.
+func (e *Engine) kernelKnows(r *conntable.Record, prev *conntable.Prev) bool {
+	return prev.Version.Clock < conntable.LiveClock && prev.Version.Node == e.self && prev.SameTo && !r.Deleted &&
+		prev.State == r.State && r.Remaining <= prev.Remaining+refreshSlack
 }
 
 // inject tells the kernel what the peers told us.

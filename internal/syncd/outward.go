@@ -29,7 +29,12 @@ func (e *Engine) Captured(c *conntable.Connection) {
 	if r.Timeout <= 0 {
 		r.Timeout, r.Remaining = silentTimeout, silentTimeout
 	}
-	res := e.table.Apply(&r, conntable.ToPeers)
+	e.news(&r)
+}
+
+// news merges a record of ours and queues it for the peers.
+func (e *Engine) news(r *conntable.Record) {
+	res := e.table.Apply(r, conntable.ToPeers)
 	if res.Outcome == conntable.Full {
 		e.shed.Add(1)
 	}
