@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -206,7 +207,6 @@ var collected = map[string][]string{
 	"ip-addr.txt":       {"ip", "-d", "-s", "addr"},
 	"ip-neigh.txt":      {"ip", "neigh"},
 	"ip-route.txt":      {"ip", "route", "show", "table", "all"},
-	"sysctl-net.txt":    {"sysctl", "-a", "--pattern", `^net\.ipv4\.(vs|conf|ip_forward)`},
 	"net-packet.txt":    {"cat", "/proc/net/packet"},
 	"sockets.txt":       {"ss", "-anp"},
 }
@@ -225,7 +225,33 @@ func (d *Director) collect(ctx context.Context) error {
 		}
 		errs = append(errs, os.WriteFile(filepath.Join(dir, file), []byte(out), 0o644))
 	}
+	text, err := d.sysctls()
+	errs = append(errs, err, os.WriteFile(filepath.Join(dir, "sysctl-net.txt"), []byte(text), 0o644))
 	return errors.Join(errs...)
+}
+
+// sysctls lists the node's parameters below net.ipv4 that matter to IPVS.
+func (n *Node) sysctls() (string, error) {
+	var text strings.Builder
+	err := n.Do(func() error {
+		for _, pattern := range []string{"ip_forward", "vs/*", "conf/*/*"} {
+			files, err := filepath.Glob("/proc/sys/net/ipv4/" + pattern)
+			if err != nil {
+				return err
+			}
+			for _, f := range files {
+				// Some may only be written.
+				if value, err := os.ReadFile(f); err == nil {
+					fmt.Fprintf(&text, "%s = %s\n", strings.TrimPrefix(f, "/proc/sys/"), bytes.TrimSpace(value))
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("%s: parameters: %w", n.Name, err)
+	}
+	return text.String(), nil
 }
 
 // Close ends every process and removes every namespace, and says so if one

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -292,11 +293,21 @@ func prepare(j job) error {
 			return err
 		}
 	}
+	// Nobody else makes the device node by which the module would be found.
+	if out, err := modprobe("tun"); err != nil {
+		return fmt.Errorf("modprobe tun: %w: %s", err, out)
+	}
 	if !j.Out {
 		return nil
 	}
 	share := mountPoint{outTag, OutDir, "9p", unix.MS_NOATIME, options9p + ",cache=none"}
 	return share.mount()
+}
+
+func modprobe(module string) ([]byte, error) {
+	cmd := exec.Command("/sbin/modprobe", module)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	return cmd.CombinedOutput()
 }
 
 // outputPipe returns the end that a program writes to, and a function that

@@ -125,8 +125,11 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	return 0, &Error{Stage: s.stage, Console: m.consoleEnd(), Err: err}
 }
 
-// consoleEnd returns the end of the kernel's console, from a panic on if there
-// was one.
+// consoleLines is how much of the console an error shows.
+const consoleLines = 20
+
+// consoleEnd returns the end of the kernel's console, or what follows a panic
+// if there was one.
 func (m *machine) consoleEnd() string {
 	text, err := os.ReadFile(m.Console)
 	if err != nil {
@@ -134,9 +137,10 @@ func (m *machine) consoleEnd() string {
 	}
 	text = bytes.ReplaceAll(text, []byte("\r"), nil)
 	if i := bytes.Index(text, []byte("Kernel panic")); i >= 0 {
-		text = text[:min(len(text), i+2000)]
+		lines := strings.SplitN(string(text[i:]), "\n", consoleLines+1)
+		return strings.Join(lines[:min(len(lines), consoleLines)], "\n")
 	}
-	return lastLines(text, 30)
+	return lastLines(text, consoleLines)
 }
 
 // session is the host's end of the channel.
