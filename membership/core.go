@@ -223,6 +223,11 @@ func (c *Core) begin(now time.Duration) {
 	}
 }
 
+// deafAfter is how long after the newest heartbeat of ours that a peer echoed
+// it is taken for deaf: before holdFor, so that a deaf peer whom others can
+// hear does not close what it cannot ack.
+func (c *Core) deafAfter() time.Duration { return c.cfg.Lease / 2 }
+
 // Tick is due every Interval, after all sockets were drained (H2).
 func (c *Core) Tick(now time.Duration) {
 	c.begin(now)

@@ -27,7 +27,7 @@ func (c *Core) fence() {
 
 // deaf reports whether p, who is heard, has not heard us for some time.
 func (c *Core) deaf(p *peer) bool {
-	return c.now-max(p.echoAt, p.since) > c.holdFor()
+	return c.now-max(p.echoAt, p.since) > c.deafAfter()
 }
 
 // confirmedSender reports whether somebody other than p hears us, so that p's
@@ -37,7 +37,7 @@ func (c *Core) confirmedSender(p *peer) bool {
 		return true
 	}
 	for _, q := range c.peers {
-		if q != p && q.heard && c.now-q.echoAt <= c.holdFor() {
+		if q != p && q.heard && c.now-q.echoAt <= c.deafAfter() {
 			return true
 		}
 	}
@@ -53,7 +53,7 @@ func (c *Core) hearsNobody(p *peer) bool {
 // suspected reports whether p is taken for dead as far as keeping goes. Who
 // did not hear us when it was last heard is not dead but perhaps taking over.
 func (c *Core) suspected(p *peer) bool {
-	return p.missed >= suspectAfter && p.lastRx-p.echoAt <= c.holdFor()
+	return p.missed >= suspectAfter && p.lastRx-p.echoAt <= c.deafAfter()
 }
 
 // guard closes what must not stay open (H4, H6, H7).
@@ -165,7 +165,13 @@ func (c *Core) recent(yield func(*sentHB) bool) {
 func (c *Core) evaluate() {
 	for s := range c.recent {
 		_, refused, _ := c.granted(s)
-		if lost := refused.Intersect(s.open).Intersect(c.open).Minus(c.closeReq); !lost.Empty() {
+		lost := refused.Intersect(s.open).Intersect(c.open).Minus(c.closeReq)
+		for b := range lost.All() {
+			if c.cleared[b] > s.n {
+				lost.Remove(b) // given up for it, and granted again since
+			}
+		}
+		if !lost.Empty() {
 			c.stats.LostGrants += uint64(lost.Len())
 			c.giveUp(lost)
 		}

@@ -88,7 +88,9 @@ func (a *applier) change(r applyRequest) (open partition.Set, known bool) {
 			a.log.Warn("connections of new buckets may be reset", "err", err)
 		}
 	}
+	start := time.Now()
 	err := a.filter.Apply(nft.Desired{Open: r.open, Rest: r.open})
+	a.log.Debug("share", "open", r.open, "took", time.Since(start), "err", err)
 	switch {
 	case err == nil:
 		a.was = r.open
