@@ -262,6 +262,33 @@ func TestNewestStateWins(t *testing.T) {
 	})
 }
 
+// What waits for the kernel is looked at again when its turn comes.
+func TestLocalNewsOutrunWhatWaitsForTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(13)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		b.kernel.mu.Lock()
+		b.kernel.fail = errors.New("stuck")
+		b.kernel.mu.Unlock()
+		tried, waiting := tcp(1, established, 900*time.Second), tcp(2, established, 900*time.Second)
+		a.capture(tried)
+		time.Sleep(20 * time.Millisecond)
+		a.capture(waiting)
+		time.Sleep(20 * time.Millisecond)
+		tried.State, waiting.State = finWait, finWait
+		b.capture(tried)
+		b.capture(waiting)
+		b.kernel.mu.Lock()
+		b.kernel.fail = nil
+		b.kernel.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		if n := b.kernel.injections(); n != 0 {
+			t.Errorf("the kernel was told %d times over newer local state", n)
+		}
+	})
+}
+
 func TestJoinerPullsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(4)
@@ -332,6 +359,8 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		kept, moved, alone := tcp(1, established, 900*time.Second), tcp(2, established, 900*time.Second), tcp(4, established, 900*time.Second)
 		a.capture(kept)
 		a.capture(moved)
+		same := tcp(6, established, 900*time.Second)
+		b.capture(same)
 		time.Sleep(time.Second)
 		a.stop()
 		// While a's syncd is away, its kernel goes on with kept, and b takes
@@ -341,7 +370,7 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		k := newFakeKernel()
 		now := kept
 		now.State, now.Timeout = finWait, 120*time.Second
-		k.found = []conntable.Connection{now, moved, alone}
+		k.found = []conntable.Connection{now, moved, alone, same}
 		k.found[1].State, k.found[1].Timeout = established, 800*time.Second
 		a2 := start(t, network, 1, k)
 		time.Sleep(5 * time.Second)
@@ -353,6 +382,9 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		}
 		if got, _ := b.kernel.get(kept.Key); got.State != finWait {
 			t.Errorf("b has state %d of a connection that a's kernel closed meanwhile, want %d", got.State, finWait)
+		}
+		if _, told := k.get(same.Key); told {
+			t.Error("the kernel was told what it has")
 		}
 		if got, told := k.get(moved.Key); !told || got.State != finWait {
 			t.Errorf("the kernel was told %+v, %v of a connection that a peer took over", got, told)
