@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,7 +19,12 @@ import (
 	"saru/syncproto/peer/peertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(envDirector); path != "" {
+		os.Exit(director(path))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A fakeKernel takes all it is told, like the real one without a check.
 type fakeKernel struct {
