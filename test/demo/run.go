@@ -228,9 +228,13 @@ func (r *run) startClient(ctx context.Context, files []traffic.File) error {
 	want := r.plan.Downloads + r.plan.Quiet4 + r.plan.Quiet45
 	ctx, cancel := context.WithTimeout(ctx, warmUp)
 	defer cancel()
-	for {
-		var t traffic.Totals
-		if err := r.client.Get(ctx, "/totals", &t); err == nil && t.Open >= want {
+	var t traffic.Totals
+	for n := 0; ; n++ {
+		err := r.client.Get(ctx, "/totals", &t)
+		if n%20 == 0 {
+			r.say("  %d of %d flows open, %d lost, %d short requests %v", t.Open, want, t.Lost, t.Short.Done, t.Short.Reasons)
+		}
+		if err == nil && t.Open >= want {
 			r.say("%d downloads and %d quiet connections open, short requests running", r.plan.Downloads, r.plan.Quiet4+r.plan.Quiet45)
 			return nil
 		}
@@ -250,7 +254,9 @@ func (r *run) failovers(ctx context.Context) error {
 			return err
 		}
 		if err := r.failover(ctx, directors[i%len(directors)]); err != nil {
-			return fmt.Errorf("failover %d: %w", i+1, err)
+			err = fmt.Errorf("failover %d: %w", i+1, err)
+			r.say("%v", err)
+			return err
 		}
 	}
 	return sleep(ctx, r.plan.Steady)
@@ -260,11 +266,12 @@ func (r *run) failover(ctx context.Context, d *lab.Director) error {
 	name := d.Name
 	fo := Failover{Director: name, Detected: -1, TakenOver: -1, Returned: -1}
 	r.happen("power cut %s", name)
-	fo.Cut = time.Now()
-	if err := d.PowerCut(); err != nil {
-		return err
-	}
 	r.watch.down(name)
+	fo.Cut = time.Now()
+	// The kernel takes its time to destroy a namespace; the survivors do not
+	// wait for that.
+	var gone errgroup.Group
+	gone.Go(d.PowerCut)
 	_, err := r.watch.until(ctx, fo.Cut, 20*time.Millisecond, takeoverLimit, "take over the share of "+name, func(seen map[string]status) bool {
 		for _, s := range seen {
 			if fo.Detected < 0 && !s.counts(name) {
@@ -276,7 +283,7 @@ func (r *run) failover(ctx context.Context, d *lab.Director) error {
 	fo.TakenOver = time.Since(fo.Cut)
 	r.say("power cut %s: detected %s, share taken over %s", name, show(fo.Detected), show(fo.TakenOver))
 	r.report.Failovers = append(r.report.Failovers, fo)
-	if err != nil {
+	if err := errors.Join(err, gone.Wait()); err != nil {
 		return err
 	}
 	if err := sleep(ctx, r.plan.Off); err != nil {

@@ -8,12 +8,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"saru/internal/config"
@@ -113,7 +111,7 @@ func (o options) run(ctx context.Context) error {
 		err = report.Err()
 	}
 	if err != nil {
-		keep(dir, o.out)
+		demo.Keep(dir, o.out)
 		return err
 	}
 	fmt.Println("\nEvery flow that was established lived on, with the right bytes.")
@@ -133,24 +131,4 @@ func writeTimeline(r *demo.Report, out string) error {
 		return err
 	}
 	return f.Close()
-}
-
-// keep copies what a failed run left, but for what was served and the key.
-func keep(dir, out string) {
-	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		rel, rerr := filepath.Rel(dir, path)
-		switch {
-		case err != nil || rerr != nil:
-			return nil
-		case d.IsDir() && rel == "www":
-			return filepath.SkipDir
-		case d.IsDir():
-			os.MkdirAll(filepath.Join(out, rel), 0o755)
-		case d.Type().IsRegular() && !strings.HasSuffix(rel, ".key"):
-			if b, err := os.ReadFile(path); err == nil {
-				os.WriteFile(filepath.Join(out, rel), b, 0o644)
-			}
-		}
-		return nil
-	})
 }
