@@ -295,6 +295,9 @@ func (n *Node) PowerCut() error {
 	if err != nil {
 		return err
 	}
+	// The kernel would try for a minute or two to close the TCP connections of
+	// the dead, and keep the namespace for that long.
+	orphanErr := n.Sysctl("net.ipv4.tcp_orphan_retries", "1")
 	linkErr := n.lab.setPort(n, false)
 	n.mu.Lock()
 	n.ns = nil
@@ -307,7 +310,7 @@ func (n *Node) PowerCut() error {
 		<-p.done
 	}
 	goneErr := n.lab.waitUnplugged(n, ns)
-	if err := errors.Join(linkErr, killErr, goneErr); err != nil {
+	if err := errors.Join(orphanErr, linkErr, killErr, goneErr); err != nil {
 		return fmt.Errorf("%s: power cut: %w", n.Name, err)
 	}
 	return nil
