@@ -315,7 +315,7 @@ func TestForgery(t *testing.T) {
 	if secret == nil {
 		t.Skip("this nft prints the rules otherwise")
 	}
-	known, err := hex.DecodeString(fmt.Sprintf("%032s", secret[1]))
+	known, err := hex.DecodeString(strings.Repeat("0", 32-len(secret[1])) + secret[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +325,9 @@ func TestForgery(t *testing.T) {
 			fmt.Fprintf(&text, `\x%02x`, b)
 		}
 		d.do(func() error {
-			c := exec.Command("bash", "-c", "printf '"+text.String()+"' > /dev/udp/127.83.65.82/511")
+			// By dd in one piece: bash itself writes once per line, and a
+			// secret may hold a newline.
+			c := exec.Command("bash", "-c", "printf '"+text.String()+"' | dd bs=28 count=1 iflag=fullblock status=none > /dev/udp/127.83.65.82/511")
 			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 			c.Run() // a drop in the output hook is its error
 			return nil
