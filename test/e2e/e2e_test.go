@@ -49,7 +49,7 @@ func TestFlowsOutliveEveryDirector(t *testing.T) {
 		t.Skip(err)
 	}
 	if !lab.HasIPVS() {
-		t.Skip("this kernel has no IPVS; 'make test' runs this test in a guest")
+		t.Skip("this kernel has no IPVS; 'make e2e' runs this test in a guest")
 	}
 	dir := os.Getenv("SARU_LAB_OUT")
 	if dir == "" {
