@@ -11,7 +11,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 # Debian packages that the tests and the demo run: the real servers, the
 # peers, the emulator.
 PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 kmod \
-            nginx-light redis-server tcpdump
+            nginx-light redis-server curl iputils-ping
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.

@@ -27,8 +27,9 @@
 // the cluster key, with boot as salt and the purpose as info, so no two
 // Sealers ever share an AES key and the sequence can be the nonce.
 //
-// Keys rotate without a gap: add the new key as the second line of every key
-// file, reload, move it to the first line everywhere, reload, drop the old.
+// A keyring opens with every key and seals with the first, so keys can rotate
+// without a gap: the new key goes second into every file, then first, then the
+// old one goes. The daemons read their key file only when they start.
 //
 // Limits: whoever holds the key file is the cluster; there is no forward
 // secrecy. A receiver that restarts has forgotten the replay windows, so a
