@@ -71,8 +71,9 @@ func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*goss
 	c.Name, c.Label = s.Node, s.Cluster
 	c.BindAddr, c.BindPort = s.Bind.Addr().String(), int(s.Bind.Port())
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
-	// Measured: a crash is declared in about half a second.
-	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 50*time.Millisecond, 3
+	// Measured with the default lease: a crash is declared in about half a
+	// second. Where heartbeats are slower gossip may be, too.
+	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = s.Lease/3, s.Lease/6, 3
 	c.TCPTimeout = 2 * time.Second
 	c.DeadNodeReclaimTime = time.Second
 	c.LogOutput = logLines{log}

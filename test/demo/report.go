@@ -116,6 +116,7 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintf(w, "  %d  %-8s  %8s  %10s  %17s  %10d  %4d  %13s%s\n", i+1, fo.Director,
 			show(fo.Detected), show(fo.TakenOver), show(fo.Returned), fo.Open, fo.Lost, show(fo.Stall), reasons(fo.Reasons))
 	}
+	r.printStalls(w)
 	var bytes, lines int64
 	var downloads, quiet int
 	done := map[traffic.Kind]int{}
@@ -136,6 +137,34 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, "  short requests     %d answered, %d failed for good, %d retried, slowest %s%s\n",
 		r.Short.Done, r.Short.Failed, r.Short.Retried, show(r.Short.Slowest), reasons(r.Short.Reasons))
 	fmt.Fprintf(w, "  lost               %d flows of those established for more than %v at a power cut\n", len(r.Lost()), Age)
+}
+
+// longStall is from when on a stall asks for an explanation: more than a
+// detection, a takeover and a retransmission take.
+const longStall = 5 * time.Second
+
+// stallLines bounds how many long stalls are printed.
+const stallLines = 10
+
+// printStalls lists the long stalls, so that their flows can be found in the
+// daemons' logs.
+func (r *Report) printStalls(w io.Writer) {
+	n := 0
+	for i := range r.Flows {
+		f := &r.Flows[i]
+		for _, s := range f.Stalls {
+			if s.Length < longStall {
+				continue
+			}
+			if n++; n <= stallLines {
+				from := s.Start.Sub(r.Start).Seconds()
+				fmt.Fprintf(w, "\n  stalled: %s %d (%s) from %.1f s to %.1f s", f.Kind, f.ID, f.Local, from, from+s.Length.Seconds())
+			}
+		}
+	}
+	if n > 0 {
+		fmt.Fprintf(w, "\n  %d stalls of more than %v\n", n, longStall)
+	}
 }
 
 func show(d time.Duration) string {

@@ -26,7 +26,10 @@ const (
 	joinLimit     = 90 * time.Second
 	takeoverLimit = 30 * time.Second
 	warmUp        = 120 * time.Second
-	sampleEvery   = 250 * time.Millisecond
+	sampleEvery   = 500 * time.Millisecond
+	// A status costs an emulated director milliseconds: asking more often
+	// would slow down what is watched.
+	watchEvery = 100 * time.Millisecond
 )
 
 // Binaries are the programs under test.
@@ -272,7 +275,7 @@ func (r *run) failover(ctx context.Context, d *lab.Director) error {
 	// wait for that.
 	var gone errgroup.Group
 	gone.Go(d.PowerCut)
-	_, err := r.watch.until(ctx, fo.Cut, 20*time.Millisecond, takeoverLimit, "take over the share of "+name, func(seen map[string]status) bool {
+	_, err := r.watch.until(ctx, fo.Cut, watchEvery, takeoverLimit, "take over the share of "+name, func(seen map[string]status) bool {
 		for _, s := range seen {
 			if fo.Detected < 0 && !s.counts(name) {
 				fo.Detected = time.Since(fo.Cut)
@@ -297,7 +300,7 @@ func (r *run) failover(ctx context.Context, d *lab.Director) error {
 		return err
 	}
 	r.happen("%s returns", name)
-	took, err := r.watch.until(ctx, boot, 100*time.Millisecond, joinLimit, "return of "+name, r.everybody)
+	took, err := r.watch.until(ctx, boot, watchEvery, joinLimit, "return of "+name, r.everybody)
 	if err != nil {
 		return err
 	}
@@ -360,7 +363,7 @@ func (r *run) sample(ctx context.Context) {
 		s.Accident, r.accident = strings.Join(r.accident, ", "), nil
 		r.mu.Unlock()
 		r.report.Samples = append(r.report.Samples, s)
-		if n%16 == 0 {
+		if n%8 == 0 {
 			r.progress(last, s)
 			last = s
 		}

@@ -297,6 +297,9 @@ func prepare(j job) error {
 	if out, err := modprobe("tun"); err != nil {
 		return fmt.Errorf("modprobe tun: %w: %s", err, out)
 	}
+	if err := pinHooks(); err != nil {
+		return err
+	}
 	if !j.Out {
 		return nil
 	}

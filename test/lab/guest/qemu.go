@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -125,20 +126,27 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	return 0, &Error{Stage: s.stage, Console: m.consoleEnd(), Err: err}
 }
 
-// consoleLines is how much of the console an error shows.
-const consoleLines = 20
+// How much of the console an error shows: of one that just ends, and of one
+// with a fault, whose registers and call trace are long.
+const (
+	consoleLines = 20
+	faultLines   = 80
+)
 
-// consoleEnd returns the end of the kernel's console, or what follows a panic
-// if there was one.
+// trouble is how the kernel's reports of its own faults begin.
+var trouble = regexp.MustCompile(`(?m)^.*(BUG: |Oops: |kernel BUG at |general protection fault|\[ cut here \]|Kernel panic)`)
+
+// consoleEnd returns the end of the kernel's console, or what follows the
+// kernel's first report of a fault if there was one.
 func (m *machine) consoleEnd() string {
 	text, err := os.ReadFile(m.Console)
 	if err != nil {
 		return ""
 	}
 	text = bytes.ReplaceAll(text, []byte("\r"), nil)
-	if i := bytes.Index(text, []byte("Kernel panic")); i >= 0 {
-		lines := strings.SplitN(string(text[i:]), "\n", consoleLines+1)
-		return strings.Join(lines[:min(len(lines), consoleLines)], "\n")
+	if i := trouble.FindIndex(text); i != nil {
+		lines := strings.SplitN(string(text[i[0]:]), "\n", faultLines+1)
+		return strings.Join(lines[:min(len(lines), faultLines)], "\n")
 	}
 	return lastLines(text, consoleLines)
 }

@@ -30,6 +30,7 @@ func main() {
 	flag.StringVar(&o.sync, "sync", demo.SyncSyncd, "what synchronises connections: syncd, kernel or kernel-tuned")
 	flag.StringVar(&o.out, "out", "out/demo", "folder for the timeline, and for the logs of a run that failed")
 	flag.BoolVar(&o.brief, "brief", false, "three failovers, fewer flows")
+	flag.BoolVar(&o.keep, "keep", false, "leave the logs of a run that went well, too")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -40,7 +41,7 @@ func main() {
 }
 
 type options struct {
-	host, brief       bool
+	host, brief, keep bool
 	kernel, sync, out string
 }
 
@@ -62,9 +63,16 @@ func (o options) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"run", "--kernel", o.kernel, "--out", out, "--timeout", "30m", "--", self, "--sync", o.sync, "--out", guest.OutDir}
+	args := []string{"run", "--kernel", o.kernel, "--out", out, "--timeout", "30m", "--console", filepath.Join(out, "console.log"),
+		"--", self, "--sync", o.sync, "--out", guest.OutDir}
 	if o.brief {
 		args = append(args, "--brief")
+	}
+	if o.keep {
+		args = append(args, "--keep")
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
 	}
 	fmt.Printf("booting Linux %s in an emulated machine; its clock is real, its processors are slow\n", o.kernel)
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "lab"), args...)
@@ -110,8 +118,10 @@ func (o options) run(ctx context.Context) error {
 	if err == nil {
 		err = report.Err()
 	}
-	if err != nil {
+	if err != nil || o.keep {
 		demo.Keep(dir, o.out)
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Println("\nEvery flow that was established lived on, with the right bytes.")
