@@ -2,105 +2,35 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"saru/internal/cli"
 	"saru/internal/control"
 	"saru/internal/syncd"
 )
 
-// askTimeout is how long a daemon may take for a short answer.
-const askTimeout = 5 * time.Second
-
-func (f *flags) client() (*control.Client, error) {
-	socket, err := f.socket()
-	if err != nil {
-		return nil, err
-	}
-	return control.NewClient(socket), nil
+func statusCommand(f *cli.Flags) *cobra.Command {
+	return cli.StatusCommand("Peers, losses, repairs, the kernel's table against the mirror",
+		func() (*control.Client, error) { return client(f) },
+		func() cli.Status { return new(syncd.Status) })
 }
 
-func statusCommand(f *flags) *cobra.Command {
-	var asJSON, watch bool
-	cmd := &cobra.Command{
-		Use: "status", Short: "Peers, losses, repairs, the kernel's table against the mirror", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
-			if !watch {
-				return printStatus(cmd.Context(), c, cmd.OutOrStdout(), asJSON)
-			}
-			return watchStatus(cmd.Context(), c, cmd.OutOrStdout(), asJSON)
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&watch, "watch", false, "print again every second")
-	return cmd
-}
-
-func printStatus(ctx context.Context, c *control.Client, w io.Writer, asJSON bool) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	var st syncd.Status
-	if err := c.Get(ctx, "/status", &st); err != nil {
-		return err
-	}
-	if asJSON {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(st)
-	}
-	return st.Print(w)
-}
-
-// watchStatus prints the status every second until ctx ends, over the last one
-// on a terminal.
-func watchStatus(ctx context.Context, c *control.Client, w io.Writer, asJSON bool) error {
-	const home = "\x1b[H\x1b[2J"
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		var b bytes.Buffer
-		if err := printStatus(ctx, c, &b, asJSON); err != nil && ctx.Err() == nil {
-			fmt.Fprintln(&b, err)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !asJSON {
-			fmt.Fprint(w, home)
-		}
-		if _, err := w.Write(b.Bytes()); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-func connsCommand(f *flags) *cobra.Command {
+func connsCommand(f *cli.Flags) *cobra.Command {
 	var asJSON bool
 	var filter syncd.Filter
 	cmd := &cobra.Command{
-		Use: "conns", Short: "The mirror, as ipvsadm -Lnc would print it", Args: noArgs,
+		Use: "conns", Short: "The mirror, as ipvsadm -Lnc would print it", Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := syncd.ParseFilter(filter.Values()); err != nil {
 				return err
 			}
-			c, err := f.client()
+			c, err := client(f)
 			if err != nil {
 				return err
 			}
@@ -162,11 +92,11 @@ func printConnsJSON(w io.Writer, lines io.Reader) error {
 	return errors.Join(sc.Err(), err)
 }
 
-func resyncCommand(f *flags) *cobra.Command {
+func resyncCommand(f *cli.Flags) *cobra.Command {
 	return &cobra.Command{
-		Use: "resync", Short: "Pull everything again from all peers", Args: noArgs,
+		Use: "resync", Short: "Pull everything again from all peers", Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.client()
+			c, err := client(f)
 			if err != nil {
 				return err
 			}

@@ -1,8 +1,7 @@
 package director
 
 import (
-	"bytes"
-	"errors"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"saru/internal/config"
+	"saru/internal/metrics"
 	"saru/internal/seal"
 )
 
@@ -181,8 +181,10 @@ func TestMetricsAndStatusText(t *testing.T) {
 		Members: []MemberStatus{{Name: "d1", State: "ready", Buckets: 128}, {Name: "d2", State: "unreachable", Why: "no heartbeat"}},
 		Paths:   []PathStatus{{Name: "udp", Sent: 9}},
 	}
-	var b bytes.Buffer
-	if err := errors.Join(writeMetrics(&b, st), st.Print(&b)); err != nil {
+	w := httptest.NewRecorder()
+	metrics.Handler("saru", func(s *metrics.Sink) error { st.scrape(s); return nil }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	b := w.Body
+	if err := st.Print(b); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{

@@ -15,6 +15,7 @@ import (
 
 	"saru/internal/config"
 	"saru/internal/control"
+	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/ipvs"
 	"saru/partition/lan"
@@ -32,7 +33,7 @@ type daemon struct {
 	log      *slog.Logger
 
 	control *control.Server
-	metrics *metricsServer
+	metrics *metrics.Server
 	paths   []*path
 	engine  *Engine
 	gossip  *gossip
@@ -125,7 +126,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	if s.Metrics != "" {
-		if d.metrics, err = listenMetrics(s.Metrics, d.status); err != nil {
+		if d.metrics, err = metrics.Listen(s.Metrics, metrics.Handler("saru", d.scrape)); err != nil {
 			return err
 		}
 	}
@@ -255,7 +256,7 @@ func (d *daemon) close(keep bool) error {
 		errs = append(errs, d.engine.close())
 	}
 	if d.metrics != nil {
-		errs = append(errs, unlessClosed(d.metrics.close()))
+		errs = append(errs, unlessClosed(d.metrics.Close()))
 	}
 	if d.control != nil {
 		errs = append(errs, unlessClosed(d.control.Close()))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/metrics"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -79,7 +80,7 @@ func TestControl(t *testing.T) {
 			t.Errorf("resync alone: %d %s", w.Code, w.Body)
 		}
 		w := httptest.NewRecorder()
-		n.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		metrics.Handler("syncd", n.Scrape).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 		for _, want := range []string{"\nsyncd_mirror_connections 11\n", "# TYPE syncd_drops_total counter\n", `syncd_records_total{outcome="added"} 0`} {
 			if !strings.Contains(w.Body.String(), want) {
 				t.Errorf("metrics lack %q", want)

@@ -3,16 +3,14 @@ package syncd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"saru/internal/config"
 	"saru/internal/control"
+	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/syncproto/peer"
 )
@@ -43,7 +41,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, keep bool, ready fu
 type daemon struct {
 	control *control.Server
 	udp     *peer.UDP
-	metrics *metricsServer
+	metrics *metrics.Server
 	kernel  *tapKernel
 	engine  *Engine
 }
@@ -60,7 +58,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	}
 	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Datagram: datagramFor(s.MTU)})
 	if s.Metrics != "" {
-		if d.metrics, err = listenMetrics(s.Metrics, d.engine.MetricsHandler()); err != nil {
+		if d.metrics, err = metrics.Listen(s.Metrics, metrics.Handler("syncd", d.engine.Scrape)); err != nil {
 			return err
 		}
 	}
@@ -112,36 +110,3 @@ func datagramFor(mtu int) int {
 
 // A lateHandler is given its Handler before anything is served.
 type lateHandler struct{ http.Handler }
-
-// A metricsServer serves GET /metrics. It is a task.
-type metricsServer struct {
-	ln  net.Listener
-	srv *http.Server
-	up  chan struct{}
-}
-
-func listenMetrics(at string, h http.Handler) (*metricsServer, error) {
-	ln, err := net.Listen("tcp", at)
-	if err != nil {
-		return nil, config.Bad("control.metrics = %q: %v; name another port, or \"\" for none", at, err)
-	}
-	return &metricsServer{ln, &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})}, nil
-}
-
-func (m *metricsServer) Close() error { return m.ln.Close() }
-
-// Run serves until ctx ends.
-func (m *metricsServer) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { m.srv.Close() })
-	defer stop()
-	close(m.up)
-	if err := m.srv.Serve(m.ln); ctx.Err() == nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	return nil
-}
-
-// Ready is closed when metrics are served.
-func (m *metricsServer) Ready() <-chan struct{} { return m.up }
-
-func (m *metricsServer) String() string { return "metrics" }

@@ -63,8 +63,10 @@ func (o options) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"run", "--kernel", o.kernel, "--out", out, "--timeout", "30m", "--console", filepath.Join(out, "console.log"),
-		"--", self, "--sync", o.sync, "--out", guest.OutDir}
+	args := []string{
+		"run", "--kernel", o.kernel, "--out", out, "--timeout", "30m", "--console", filepath.Join(out, "console.log"),
+		"--", self, "--sync", o.sync, "--out", guest.OutDir,
+	}
 	if o.brief {
 		args = append(args, "--brief")
 	}

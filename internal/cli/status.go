@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"saru/internal/control"
+)
+
+// AnswerWithin is how long a daemon may take for a short answer.
+const AnswerWithin = 5 * time.Second
+
+// A Status is a daemon's answer to GET /status: JSON, and text for people.
+type Status interface {
+	Print(w io.Writer) error
+}
+
+// StatusCommand returns the command "status", which asks the daemon that
+// client finds. empty returns a new Status to decode into.
+func StatusCommand(short string, client func() (*control.Client, error), empty func() Status) *cobra.Command {
+	var asJSON, watch bool
+	cmd := &cobra.Command{
+		Use: "status", Short: short, Args: NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := client()
+			if err != nil {
+				return err
+			}
+			q := question{c, empty, asJSON}
+			if watch {
+				return q.watch(cmd.Context(), cmd.OutOrStdout())
+			}
+			return q.print(cmd.Context(), cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print again every second")
+	return cmd
+}
+
+type question struct {
+	client *control.Client
+	empty  func() Status
+	asJSON bool
+}
+
+func (q *question) print(ctx context.Context, w io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, AnswerWithin)
+	defer cancel()
+	st := q.empty()
+	if err := q.client.Get(ctx, "/status", st); err != nil {
+		return err
+	}
+	if !q.asJSON {
+		return st.Print(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(st)
+}
+
+// watch prints the status every second until ctx ends, over the last one on a
+// terminal.
+func (q *question) watch(ctx context.Context, w io.Writer) error {
+	const home = "\x1b[H\x1b[2J"
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		var b bytes.Buffer
+		if err := q.print(ctx, &b); err != nil && ctx.Err() == nil {
+			fmt.Fprintln(&b, err)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !q.asJSON {
+			fmt.Fprint(w, home)
+		}
+		if _, err := w.Write(b.Bytes()); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
