@@ -20,8 +20,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"saru/internal/cli"
 	"saru/internal/director"
 	"saru/internal/seal"
 	"saru/partition/nft"
@@ -34,9 +36,20 @@ const runMain = "SARU_TEST_RUN_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runMain) != "" {
-		main()
+		os.Exit(mainWithoutLeaks())
 	}
 	os.Exit(m.Run())
+}
+
+// mainWithoutLeaks is main, and fails where main leaves a goroutine behind.
+func mainWithoutLeaks() int {
+	status := cli.Main(command())
+	// signal.Notify's goroutine lives as long as the process.
+	if err := goleak.Find(goleak.IgnoreAnyFunction("os/signal.loop")); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, "saru leaves goroutines:", err)
+		return 1
+	}
+	return status
 }
 
 type lab struct {

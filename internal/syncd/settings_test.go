@@ -3,10 +3,14 @@ package syncd
 import (
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"saru/internal/config"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 // wantBad checks that err is bad input on one line that says text.
@@ -62,4 +66,44 @@ func TestSettings(t *testing.T) {
 	}
 	_, err = Load(filepath.Join(dir, "nowhere.toml"))
 	wantBad(t, err, "--config")
+}
+
+// The reference file has every key, each with its default.
+func TestReferenceFile(t *testing.T) {
+	const name = "../../packaging/syncd.toml"
+	var f File
+	must(t, config.Load(name, &f))
+	want := DefaultFile()
+	want.Sync.Peers = []string{}
+	if !reflect.DeepEqual(f, want) {
+		t.Errorf("%s says\n%+v, the defaults are\n%+v", name, f, want)
+	}
+	if got, want := keysOf(t, name, f), keysOf(t, "", want); !slices.Equal(got, want) {
+		t.Errorf("%s has the keys\n%q, want\n%q", name, got, want)
+	}
+}
+
+// keysOf returns the section and name of each key of the file, or of f where
+// none is named.
+func keysOf(t *testing.T, file string, f File) []string {
+	t.Helper()
+	text, err := toml.Marshal(f)
+	if file != "" {
+		text, err = os.ReadFile(file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]map[string]any
+	if err := toml.Unmarshal(text, &all); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for section, values := range all {
+		for key := range values {
+			keys = append(keys, section+"."+key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
