@@ -1,7 +1,6 @@
 package conntable
 
 import (
-	"math/bits"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -9,11 +8,17 @@ import (
 )
 
 const (
-	shardBits  = 6
+	shardBits  = 4
 	shardCount = 1 << shardBits
 
-	// eachChunk is how many entries Each copies while it holds a shard.
-	eachChunk = 128
+	// expireChunk is how many entries Expire deals with while it holds a lock.
+	expireChunk = 256
+
+	// shedTries is at how many entries a full table looks for a less useful
+	// one.
+	shedTries = 16
+
+	maxLimit = 1 << 30
 )
 
 // A Record is one telling of a connection.
@@ -29,16 +34,17 @@ type Outcome uint8
 
 // Outcomes.
 const (
-	Added   Outcome = iota // the key was not known
-	Updated                // it was, with an older version
-	Same                   // this very version was there
-	Stale                  // a newer version was there
-	Late                   // the record is past its own deadline
-	Full                   // the table is at its limit and the key not known
+	Added    Outcome = iota // the key was not known
+	Updated                 // it was, with an older version
+	Same                    // this very version was there
+	Stale                   // a newer version was there
+	Late                    // the record is past its own deadline
+	Full                    // the key is not known, and the table full of more useful ones
+	Absurd                  // the version is higher than MaxClock
 	Outcomes
 )
 
-var outcomeNames = [Outcomes]string{"added", "updated", "same", "stale", "late", "full"}
+var outcomeNames = [Outcomes]string{"added", "updated", "same", "stale", "late", "full", "absurd"}
 
 func (o Outcome) String() string { return outcomeNames[o] }
 
@@ -78,46 +84,53 @@ type Prev struct {
 type Table struct {
 	start  time.Time // deadlines count from here, on the monotonic clock
 	limit  int64
-	seed   uint64
 	used   atomic.Int64 // entries and tombstones
 	tombs  atomic.Int64
+	shed   atomic.Uint64
+	clock  *Clock // for RefuseLate, or nil
+	slack  time.Duration
 	shards [shardCount]shard
 }
 
+// A shard has all of some slices, so that a slice is one lock's.
 type shard struct {
-	mu      sync.Mutex
-	index   map[key]int32
-	entries []entry
-	free    int32 // head of the free list by entry.next, or none
-	wheel   wheel
-	_       [64]byte // keeps neighbours' locks apart
+	mu       sync.Mutex
+	seed     uint64
+	index    index
+	entries  arena[entry]
+	free     uint32 // head of the free entries, linked by entry.chain
+	services interned[service]
+	dests    interned[endpoint]
+	modes    interned[mode]
+	clients  addresses
+	extras   map[uint32]extra
+	wheel    wheel
+	calendar calendar
+	_        [64]byte // keeps neighbours' locks apart
 }
 
-type entry struct {
-	conn     Connection
-	version  Version
-	deadline time.Duration // since Table.start
-	next     int32         // in the wheel's slot or the free list
-	prev     int32
-	slot     int32 // of the wheel
-	queues   Queue
-	deleted  bool
-	live     bool // not on the free list
-}
-
-const none int32 = -1
-
-// New returns an empty Table for at most limit entries, tombstones included.
+// New returns an empty Table for at most limit entries, tombstones included;
+// limit is at most 1<<30.
 func New(limit int) *Table {
-	t := &Table{start: time.Now(), limit: int64(limit), seed: rand.Uint64()}
+	t := &Table{start: time.Now(), limit: int64(min(limit, maxLimit))}
+	seed := rand.Uint64()
 	for i := range t.shards {
 		s := &t.shards[i]
-		s.index = map[key]int32{}
-		s.free = none
-		s.wheel.init()
+		s.seed = seed
+		s.index.init()
+		s.services.init()
+		s.dests.init()
+		s.modes.init()
 	}
 	return t
 }
+
+// RefuseLate makes Apply refuse records of which, by clock, the version plus
+// the timeout passed longer than slack ago: they come from a node that was
+// frozen, and what it says remains is wrong. slack must exceed by how much the
+// directors' wall clocks may be wrong, because clock follows the highest of
+// them. RefuseLate must be called before the table is used.
+func (t *Table) RefuseLate(clock *Clock, slack time.Duration) { t.clock, t.slack = clock, slack }
 
 // Len returns the number of connections, tombstones not counted.
 func (t *Table) Len() int { return int(t.used.Load() - t.tombs.Load()) }
@@ -128,21 +141,33 @@ func (t *Table) Tombstones() int { return int(t.tombs.Load()) }
 // Limit returns the most entries that the table takes.
 func (t *Table) Limit() int { return int(t.limit) }
 
+// Shed returns how many entries had to make room for others since New.
+func (t *Table) Shed() uint64 { return t.shed.Load() }
+
+func (t *Table) now() time.Duration { return time.Since(t.start) }
+
 // Apply merges r, and puts the entry on the queues q if that changed it. The
-// table keeps r's Seq and PEData, which must not change later. For known keys
-// it does not allocate.
+// table keeps r's Seq and PEData, which must not change later. Zones of
+// addresses are not kept, and what remains is kept in 1/128 s, at most 194
+// days.
+//
+// News of ours (q has ToPeers) on an entry that still waits to be told to the
+// peers may go out under the version that waits: see keepVersion.
+//
+// A full table takes a new key in the place of the entry that would die first,
+// of those of its shard, if the new one would live longer.
 func (t *Table) Apply(r *Record, q Queue) Result {
-	k := pack(r.Key)
-	s, at := t.shard(&k)
+	hash := keyHash(&r.Key)
+	s, at := t.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Since(t.start)
-	slot, known := s.index[k]
-	res := Result{Ref: Ref{at, slot}}
-	if known {
-		e := &s.entries[slot]
-		res.Prev = Prev{e.version, e.deadline - now, e.conn.State, e.deleted, e.conn.Dest == r.Dest}
-		switch c := r.Version.Compare(e.version); {
+	now := t.now()
+	p := s.probe(&r.Key)
+	id := s.find(&p)
+	res := Result{Ref: Ref{at, int32(id)}}
+	if id != 0 {
+		res.Prev = s.prev(id, r, now)
+		switch c := r.Version.Compare(res.Prev.Version); {
 		case c == 0:
 			res.Outcome = Same
 			return res
@@ -151,55 +176,187 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 			return res
 		}
 	}
-	if r.Remaining <= 0 {
+	switch {
+	case r.Version.Clock > MaxClock:
+		res.Outcome = Absurd
+		return res
+	case r.Remaining <= 0 || t.late(r):
 		res.Outcome = Late
 		return res
 	}
-	if !known {
-		if t.used.Add(1) > t.limit {
-			t.used.Add(-1)
+	until := now + min(r.Remaining, maxRemaining)
+	if id != 0 {
+		s.update(t, id, hash, r, q, until, now)
+		res.Outcome = Updated
+	} else {
+		if !t.room(s, until, now) {
 			res.Outcome = Full
 			return res
 		}
-		slot = s.alloc()
-		s.index[k] = slot
-		res.Ref.slot = slot
+		id = s.put(t, &p, hash, r, until)
+		res.Outcome, res.Ref.slot = Added, int32(id)
 	}
-	e := &s.entries[slot]
-	if r.Deleted != e.deleted {
-		if r.Deleted {
-			t.tombs.Add(1)
-		} else {
-			t.tombs.Add(-1)
+	res.Queued = s.entries.at(id).enqueue(q)
+	return res
+}
+
+// enqueue puts e on the queues q, and returns on which of them it was not.
+func (e *entry) enqueue(q Queue) Queue {
+	added := q &^ e.queues
+	e.queues |= q
+	if added&ToPeers != 0 {
+		e.bits &^= bitShown
+	}
+	return added
+}
+
+func (t *Table) late(r *Record) bool {
+	return t.clock != nil && r.Version.Clock >= LiveClock &&
+		t.clock.Now() > r.Version.Clock+uint64(max(0, r.Timeout+t.slack)/time.Microsecond)
+}
+
+func (s *shard) prev(id uint32, r *Record, now time.Duration) Prev {
+	e := s.entries.at(id)
+	m := s.modes.at(e.mode)
+	dest := endpointOf(r.Dest)
+	return Prev{Version{e.clock, m.node}, e.until(now) - now, m.state, e.deleted(), *s.dests.at(e.dest) == dest}
+}
+
+// update puts a newer telling in the place of entry id's.
+func (s *shard) update(t *Table, id uint32, hash uint64, r *Record, q Queue, until, now time.Duration) {
+	e := s.entries.at(id)
+	m := s.modes.at(e.mode)
+	old := termOf(hash, Version{e.clock, m.node}, m.timeout)
+	v := r.Version
+	if q&ToPeers != 0 && s.keepVersion(e, r.Version) {
+		v.Clock = e.clock
+	}
+	dest, mode := endpointOf(r.Dest), modeOf(r, v)
+	s.dests.swap(&e.dest, &dest)
+	s.modes.swap(&e.mode, &mode)
+	e.clock, e.deadline = v.Clock, toTick(until)
+	s.tell(t, id, e, r)
+	s.wheel.set(&s.entries, id, until)
+	s.count(hash, &old, v, r.Timeout)
+}
+
+// keepVersion reports whether news of version v is to take over the version of
+// e, which waits to be told to the peers: v is of a later tick of the horizon.
+//
+// The peers will never hear of the state that waits, so at a horizon between
+// the two they would have none of them, and we the one that waits. Under the
+// older version, which stands for nothing else as long as nobody was told,
+// both have the new one. The two are no more than a tick apart, and a third
+// version between them would be of a node that had not heard of either.
+func (s *shard) keepVersion(e *entry, v Version) bool {
+	return e.queues&ToPeers != 0 && e.bits&bitShown == 0 && e.clock >= LiveClock &&
+		s.modes.at(e.mode).node == v.Node &&
+		v.Clock>>horizonBits != e.clock>>horizonBits && v.Clock-e.clock < HorizonTick
+}
+
+// put makes an entry of r, which p did not find.
+func (s *shard) put(t *Table, p *probe, hash uint64, r *Record, until time.Duration) uint32 {
+	id, e := s.create(&r.Key, p)
+	dest, mode := endpointOf(r.Dest), modeOf(r, r.Version)
+	e.dest, e.mode = s.dests.hold(&dest), s.modes.hold(&mode)
+	e.clock, e.deadline = r.Version.Clock, toTick(until)
+	s.tell(t, id, e, r)
+	s.wheel.add(&s.entries, id, until)
+	s.count(hash, &term{}, r.Version, r.Timeout)
+	return id
+}
+
+// tell keeps what of r is neither in the entry's numbers nor interned.
+func (s *shard) tell(t *Table, id uint32, e *entry, r *Record) {
+	s.setExtra(id, e, r)
+	if r.Deleted == e.deleted() {
+		return
+	}
+	e.bits ^= bitDeleted
+	if r.Deleted {
+		t.tombs.Add(1)
+	} else {
+		t.tombs.Add(-1)
+	}
+}
+
+// count puts the telling v in the digests in the place of old.
+func (s *shard) count(hash uint64, old *term, v Version, timeout time.Duration) {
+	if v.Clock < LiveClock {
+		return // nor was what it is newer than in them
+	}
+	now := termOf(hash, v, timeout)
+	s.calendar.replace(sliceIn(hash), old, &now, int64(v.Clock>>horizonBits))
+}
+
+// room reports whether there is room for one more entry in s, which it counts.
+// A full table makes room if an entry of s dies before until.
+func (t *Table) room(s *shard, until, now time.Duration) bool {
+	if t.used.Add(1) <= t.limit {
+		return true
+	}
+	t.used.Add(-1)
+	id := s.leastUseful(until, now)
+	if id == 0 {
+		return false
+	}
+	e := s.entries.at(id)
+	m := s.modes.at(e.mode)
+	k := s.key(e)
+	hash := keyHash(&k)
+	tm := termOf(hash, Version{e.clock, m.node}, m.timeout)
+	s.calendar.drop(sliceIn(hash), &tm)
+	t.drop(s, id)
+	t.shed.Add(1)
+	t.used.Add(1)
+	return true
+}
+
+// leastUseful returns an entry of the first second in which any dies, if that
+// is before until, else 0. It looks at shedTries entries at most, and gives up
+// when these live longer than the wheel knew; their places are right then.
+func (s *shard) leastUseful(until, now time.Duration) uint32 {
+	for range shedTries {
+		id := s.wheel.next()
+		if id == 0 {
+			return 0
+		}
+		e := s.entries.at(id)
+		dies := e.until(now)
+		wake := e.wake
+		s.wheel.remove(&s.entries, id)
+		s.wheel.add(&s.entries, id, dies)
+		if e.wake == wake {
+			if second(dies) < second(until) {
+				return id
+			}
+			return 0
 		}
 	}
-	e.conn, e.version, e.deleted = r.Connection, r.Version, r.Deleted
-	e.deadline = now + r.Remaining
-	s.wheel.place(s.entries, slot)
-	res.Queued = q &^ e.queues
-	e.queues |= q
-	res.Outcome = Updated
-	if !known {
-		res.Outcome = Added
+	return 0
+}
+
+// drop takes entry id out of the table, but not out of the digests.
+func (t *Table) drop(s *shard, id uint32) {
+	if s.entries.at(id).deleted() {
+		t.tombs.Add(-1)
 	}
-	return res
+	s.destroy(id)
+	t.used.Add(-1)
 }
 
 // Queue puts the entry of k on the queues q as Apply does, and reports which
 // of them the caller must put ref on.
 func (t *Table) Queue(k Key, q Queue) (ref Ref, queued Queue) {
-	pk := pack(k)
-	s, at := t.shard(&pk)
+	s, at := t.shard(keyHash(&k))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	slot, ok := s.index[pk]
-	if !ok {
+	p := s.probe(&k)
+	id := s.find(&p)
+	if id == 0 {
 		return ref, 0
 	}
-	e := &s.entries[slot]
-	queued = q &^ e.queues
-	e.queues |= q
-	return Ref{at, slot}, queued
+	return Ref{at, int32(id)}, s.entries.at(id).enqueue(q)
 }
 
 // Take takes the entry at ref off queue q and copies its newest state to r. It
@@ -209,174 +366,82 @@ func (t *Table) Take(ref Ref, q Queue, r *Record) bool {
 	s := &t.shards[ref.shard]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := &s.entries[ref.slot]
-	if !e.live || e.queues&q == 0 {
+	id := uint32(ref.slot)
+	if id == 0 || id > s.entries.used || s.entries.at(id).queues&q == 0 {
 		return false
 	}
-	e.queues &^= q
-	return e.record(r, time.Since(t.start))
+	s.entries.at(id).queues &^= q
+	return s.read(id, r, t.now())
 }
 
 // Lookup copies the entry of k to r, if there is one that lives.
 func (t *Table) Lookup(k Key, r *Record) bool {
-	pk := pack(k)
-	s, _ := t.shard(&pk)
+	s, _ := t.shard(keyHash(&k))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	slot, ok := s.index[pk]
-	return ok && s.entries[slot].record(r, time.Since(t.start))
-}
-
-// Each calls yield with every entry, tombstones too, until it returns false.
-// What changes meanwhile may be told old, new, or not at all if it is new.
-// yield may use the table; r is its own until it returns.
-func (t *Table) Each(yield func(r *Record) bool) {
-	buf := make([]Record, 0, eachChunk)
-	for i := range t.shards {
-		s := &t.shards[i]
-		for from := 0; ; from += eachChunk {
-			var more bool
-			buf, more = s.copyChunk(buf[:0], from, time.Since(t.start))
-			for j := range buf {
-				if !yield(&buf[j]) {
-					return
-				}
-			}
-			if !more {
-				break
-			}
-		}
-	}
-}
-
-func (s *shard) copyChunk(buf []Record, from int, now time.Duration) ([]Record, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	to := min(from+eachChunk, len(s.entries))
-	for i := from; i < to; i++ {
-		var r Record
-		if e := &s.entries[i]; e.live && e.record(&r, now) {
-			buf = append(buf, r)
-		}
-	}
-	return buf, to < len(s.entries)
+	p := s.probe(&k)
+	id := s.find(&p)
+	return id != 0 && s.read(id, r, t.now())
 }
 
 // Expire drops all entries whose deadline has passed, and returns how many.
 // Call it about once a second.
 func (t *Table) Expire() int {
 	n := 0
-	now := time.Since(t.start)
+	now := t.now()
 	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		n += s.expire(t, now)
-		s.mu.Unlock()
+		for more := true; more; {
+			var some int
+			some, more = t.shards[i].expire(t, now)
+			n += some
+		}
 	}
 	return n
 }
 
-func (s *shard) expire(t *Table, now time.Duration) int {
-	n := 0
-	for slot := range s.wheel.due(s.entries, now) {
-		e := &s.entries[slot]
-		delete(s.index, pack(e.conn.Key))
-		if e.deleted {
-			t.tombs.Add(-1)
+// expire looks at some of the entries that are due. It returns how many it
+// dropped, and whether there are more.
+func (s *shard) expire(t *Table, now time.Duration) (n int, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range expireChunk {
+		id := s.wheel.due(now)
+		if id == 0 {
+			return n, false
 		}
-		*e = entry{next: s.free}
-		s.free = slot
+		e := s.entries.at(id)
+		if until := e.until(now); until > now { // it was refreshed
+			s.wheel.remove(&s.entries, id)
+			s.wheel.add(&s.entries, id, until)
+			continue
+		}
+		s.forget(e)
+		t.drop(s, id)
 		n++
 	}
-	t.used.Add(-int64(n))
-	return n
+	return n, true
 }
 
-// Digest returns a checksum over the keys and versions of all entries that
-// live, are told by a version from after LiveClock up to horizon, and do not
-// die within margin. Two tables that hold the same have the same digest.
-func (t *Table) Digest(horizon uint64, margin time.Duration) uint64 {
-	var d uint64
-	t.Each(func(r *Record) bool {
-		if r.Version.Clock >= LiveClock && r.Version.Clock <= horizon && r.Remaining > margin {
-			k := pack(r.Key)
-			h := k.hash(uint64(r.Version.Node))
-			d ^= mix(h, r.Version.Clock)
-		}
-		return true
-	})
-	return d
-}
-
-func (e *entry) record(r *Record, now time.Duration) bool {
-	if e.deadline <= now {
-		return false
+// forget takes an entry that died out of the digests, if need be. As a rule it
+// need not: the term leaves by its own quantised deadline, at the same horizon
+// everywhere. But one that was told with less remaining than its timeout would
+// linger.
+func (s *shard) forget(e *entry) {
+	m := s.modes.at(e.mode)
+	v := Version{e.clock, m.node}
+	if tm := termOf(0, v, m.timeout); tm.leave <= s.calendar.folded+reachTicks {
+		return
 	}
-	*r = Record{e.conn, e.version, e.deadline - now, e.deleted}
-	return true
+	k := s.key(e)
+	hash := keyHash(&k)
+	tm := termOf(hash, v, m.timeout)
+	s.calendar.drop(sliceIn(hash), &tm)
 }
 
-func (s *shard) alloc() int32 {
-	if s.free == none {
-		s.entries = append(s.entries, entry{})
-		s.free = int32(len(s.entries) - 1)
-		s.entries[s.free].next = none
-	}
-	slot := s.free
-	s.free = s.entries[slot].next
-	s.entries[slot] = entry{live: true, slot: none}
-	return slot
-}
-
-func (t *Table) shard(k *key) (*shard, int32) {
-	at := int32(k.hash(t.seed) >> (64 - shardBits))
+func (t *Table) shard(hash uint64) (*shard, int32) {
+	at := int32(hash>>(64-sliceBits)) % shardCount
 	return &t.shards[at], at
 }
 
-// A key is a Key without pointers, so that the index costs the collector
-// nothing.
-type key struct {
-	client, virtual [16]byte
-	cport, vport    uint16
-	protocol        uint8
-	kind            uint8
-}
-
-const (
-	kindTemplate = 1 << iota
-	kind4
-)
-
-func pack(k Key) key {
-	p := key{
-		client: k.Client.Addr().As16(), virtual: k.Virtual.Addr().As16(),
-		cport: k.Client.Port(), vport: k.Virtual.Port(), protocol: k.Protocol,
-	}
-	if k.Template {
-		p.kind |= kindTemplate
-	}
-	if k.Client.Addr().Is4() {
-		p.kind |= kind4
-	}
-	return p
-}
-
-func (k *key) hash(seed uint64) uint64 {
-	h := mix(seed, word(k.client[:8]))
-	h = mix(h, word(k.client[8:]))
-	h = mix(h, word(k.virtual[:8]))
-	h = mix(h, word(k.virtual[8:]))
-	return mix(h, uint64(k.cport)<<32|uint64(k.vport)<<16|uint64(k.protocol)<<8|uint64(k.kind))
-}
-
-func word(b []byte) uint64 {
-	_ = b[7]
-	return uint64(b[0])<<56 | uint64(b[1])<<48 | uint64(b[2])<<40 | uint64(b[3])<<32 |
-		uint64(b[4])<<24 | uint64(b[5])<<16 | uint64(b[6])<<8 | uint64(b[7])
-}
-
-// mix folds v into h (the multiplier is 2^64 over the golden ratio).
-func mix(h, v uint64) uint64 {
-	hi, lo := bits.Mul64(h^v^0x9e3779b97f4a7c15, 0x9e3779b97f4a7c15)
-	return (hi ^ lo) + v
-}
+// sliceIn returns the slice of a key of this hash, as its shard numbers them.
+func sliceIn(hash uint64) int { return int(hash>>(64-sliceBits)) / shardCount }

@@ -52,16 +52,22 @@ func FoundVersion(node NodeID, remaining time.Duration) Version {
 }
 
 // A Clock makes one node's versions. It is a hybrid logical clock (Kulkarni et
-// al., "Logical Physical Clocks", 2014) in one number: wall-clock microseconds
-// that never go back, never repeat, and are above all that was observed. It is
-// safe for concurrent use.
+// al., "Logical Physical Clocks", 2014) in one number: microseconds that never
+// go back, never repeat, and are above all that was observed. It is safe for
+// concurrent use.
+//
+// It goes on at the pace of time from the highest reading there was, of any
+// node: where one director's wall clock is an hour ahead, or is set back, all
+// directors' clocks still tell seconds apart, as horizons need it.
 type Clock struct {
-	node NodeID
-	last atomic.Uint64
+	node  NodeID
+	start time.Time
+	ahead atomic.Uint64 // what the clock read at start, as far as is known now
+	last  atomic.Uint64
 }
 
 // NewClock returns the Clock of node.
-func NewClock(node NodeID) *Clock { return &Clock{node: node} }
+func NewClock(node NodeID) *Clock { return &Clock{node: node, start: time.Now()} }
 
 // Node returns whose clock it is.
 func (c *Clock) Node() NodeID { return c.node }
@@ -70,7 +76,7 @@ func (c *Clock) Node() NodeID { return c.node }
 func (c *Clock) Next() Version {
 	for {
 		last := c.last.Load()
-		t := max(wall(), last+1)
+		t := max(c.paced(), last+1)
 		if c.last.CompareAndSwap(last, t) {
 			return Version{t, c.node}
 		}
@@ -78,17 +84,44 @@ func (c *Clock) Next() Version {
 }
 
 // Now returns the clock's reading without making a version.
-func (c *Clock) Now() uint64 { return max(wall(), c.last.Load()) }
+func (c *Clock) Now() uint64 { return max(c.paced(), c.last.Load()) }
 
 // Observe makes all versions to come higher than clock. A reading over
 // MaxClock is not believed.
 func (c *Clock) Observe(clock uint64) {
+	if clock > MaxClock {
+		return
+	}
+	raise(&c.last, clock)
+	if now := time.Now(); clock > wall(now) {
+		raise(&c.ahead, clock-min(clock, c.since(now)))
+	}
+}
+
+// paced is the clock but for what was observed just now: the wall clock, or
+// the time since start on the highest reading.
+func (c *Clock) paced() uint64 {
+	now := time.Now()
+	w, ahead := wall(now), c.ahead.Load()
+	if paced := ahead + c.since(now); w <= paced {
+		return paced
+	}
+	// The wall clock may be set back one day.
+	raise(&c.ahead, w-min(w, c.since(now)))
+	return w
+}
+
+func (c *Clock) since(now time.Time) uint64 {
+	return uint64(max(0, now.Sub(c.start)) / time.Microsecond)
+}
+
+func raise(v *atomic.Uint64, to uint64) {
 	for {
-		last := c.last.Load()
-		if clock <= last || clock > MaxClock || c.last.CompareAndSwap(last, clock) {
+		old := v.Load()
+		if to <= old || v.CompareAndSwap(old, to) {
 			return
 		}
 	}
 }
 
-func wall() uint64 { return max(LiveClock, uint64(max(0, time.Now().UnixMicro()))) }
+func wall(now time.Time) uint64 { return max(LiveClock, uint64(max(0, now.UnixMicro()))) }

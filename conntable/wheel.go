@@ -1,7 +1,7 @@
 package conntable
 
 import (
-	"iter"
+	"math/bits"
 	"time"
 )
 
@@ -10,72 +10,94 @@ const (
 	wheelTick  = time.Second
 )
 
-// A wheel finds the entries whose deadline has passed: slot n holds those that
-// are due in a second s with s % wheelSlots == n (G. Varghese and T. Lauck,
-// "Hashed and Hierarchical Timing Wheels", scheme 6). Entries due later than
-// one turn are passed over until their turn comes.
+// A wheel finds the entries whose deadline has passed (G. Varghese and T.
+// Lauck, "Hashed and Hierarchical Timing Wheels"). Slot n holds, linked through
+// entry.later and entry.sooner, the entries to be looked at in the next second
+// s with s % wheelSlots == n; entry.wake is the slot.
+//
+// An entry that lives longer stays where it is, and moves when its slot comes:
+// so a refresh, by far the most frequent change, touches no neighbour. Only one
+// that is to die sooner moves at once. A deadline of more than a turn from now
+// waits in the last slot of the turn, and moves on from there.
 type wheel struct {
-	heads [wheelSlots]int32
-	done  int64 // the last second that due looked at
+	heads    [wheelSlots]uint32
+	occupied [wheelSlots / 64]uint64 // bit n: slot n is not empty
+	done     int64                   // the last second that is dealt with
 }
 
-func (w *wheel) init() {
-	for i := range w.heads {
-		w.heads[i] = none
+// second returns the first second by which deadline has passed.
+func second(deadline time.Duration) int64 {
+	return int64((deadline + wheelTick - 1) / wheelTick)
+}
+
+// set sees to it that entry id, which is on the wheel, is looked at when
+// deadline has passed, or before.
+func (w *wheel) set(entries *arena[entry], id uint32, deadline time.Duration) {
+	wake := w.done + 1 + (int64(entries.at(id).wake)-(w.done+1))&(wheelSlots-1)
+	if second(deadline) < wake {
+		w.remove(entries, id)
+		w.add(entries, id, deadline)
 	}
 }
 
-// place puts entry i where its deadline belongs, from wherever it was.
-func (w *wheel) place(entries []entry, i int32) {
-	e := &entries[i]
-	// The second after the deadline; the past is due at the next look.
-	second := max(int64(e.deadline/wheelTick)+1, w.done+1)
-	slot := int32(second % wheelSlots)
-	if e.slot == slot {
+// add puts entry id on the wheel.
+func (w *wheel) add(entries *arena[entry], id uint32, deadline time.Duration) {
+	slot := min(max(second(deadline), w.done+1), w.done+wheelSlots) & (wheelSlots - 1)
+	e := entries.at(id)
+	e.wake, e.sooner, e.later = uint16(slot), 0, w.heads[slot]
+	if e.later != 0 {
+		entries.at(e.later).sooner = id
+	}
+	w.heads[slot] = id
+	w.occupied[slot/64] |= 1 << (slot % 64)
+}
+
+// remove takes entry id off the wheel.
+func (w *wheel) remove(entries *arena[entry], id uint32) {
+	e := entries.at(id)
+	if e.later != 0 {
+		entries.at(e.later).sooner = e.sooner
+	}
+	if e.sooner != 0 {
+		entries.at(e.sooner).later = e.later
 		return
 	}
-	w.unlink(entries, i)
-	e.slot, e.prev, e.next = slot, none, w.heads[slot]
-	if e.next != none {
-		entries[e.next].prev = i
+	w.heads[e.wake] = e.later
+	if e.later == 0 {
+		w.occupied[e.wake/64] &^= 1 << (e.wake % 64)
 	}
-	w.heads[slot] = i
 }
 
-func (w *wheel) unlink(entries []entry, i int32) {
-	e := &entries[i]
-	if e.slot == none {
-		return
-	}
-	if e.prev != none {
-		entries[e.prev].next = e.next
-	} else {
-		w.heads[e.slot] = e.next
-	}
-	if e.next != none {
-		entries[e.next].prev = e.prev
-	}
-	e.slot = none
-}
-
-// due unlinks and yields every entry whose deadline is not after now.
-func (w *wheel) due(entries []entry, now time.Duration) iter.Seq[int32] {
-	return func(yield func(int32) bool) {
-		second := int64(now / wheelTick)
-		from := max(w.done+1, second-wheelSlots+1)
-		for s := from; s <= second; s++ {
-			for i := w.heads[s%wheelSlots]; i != none; {
-				e := &entries[i]
-				next := e.next
-				if e.deadline <= now {
-					w.unlink(entries, i)
-					if !yield(i) {
-						return
-					}
-				}
-				i = next
-			}
+// due returns an entry to be looked at by now, still on the wheel, or 0 if
+// there is none.
+func (w *wheel) due(now time.Duration) uint32 {
+	last := int64(now / wheelTick)
+	w.done = max(w.done, last-wheelSlots) // a turn visits every slot
+	for w.done < last {
+		if id := w.heads[(w.done+1)&(wheelSlots-1)]; id != 0 {
+			return id
 		}
-		w.done = max(w.done, second)
+		w.done++
 	}
+	return 0
+}
+
+// next returns an entry of the slot that comes first, or 0 if the wheel is
+// empty.
+func (w *wheel) next() uint32 {
+	from := int(w.done+1) & (wheelSlots - 1)
+	for i := range len(w.occupied) + 1 {
+		n := (from/64 + i) % len(w.occupied)
+		set := w.occupied[n]
+		switch i {
+		case 0:
+			set &= ^uint64(0) << (from % 64)
+		case len(w.occupied):
+			set &= 1<<(from%64) - 1
+		}
+		if set != 0 {
+			return w.heads[n*64+bits.TrailingZeros64(set)]
+		}
+	}
+	return 0
 }

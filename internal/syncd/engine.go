@@ -32,13 +32,14 @@ const (
 	expireEvery   = time.Second
 	servicesEvery = 2 * time.Second
 
-	// Digests are made of what is older than digestAge, at wall-clock
-	// multiples of digestEvery, of digestRare for large tables.
-	digestEvery  = 5 * time.Second
-	digestRare   = 30 * time.Second
-	digestLarge  = 200_000
-	digestAge    = 2 * time.Second
-	digestMargin = 10 * time.Second
+	// Digests are made of what is older than digestAge, at multiples of
+	// digestEvery by the cluster's clock.
+	digestEvery = 5 * time.Second
+	digestAge   = 2 * time.Second
+
+	// lateSlack is by how much directors' wall clocks may differ
+	// (conntable.Table.RefuseLate).
+	lateSlack = 12 * time.Hour
 )
 
 // Config says what an Engine needs. All fields but Limit, StartPeriod and
@@ -94,6 +95,7 @@ func New(cfg Config) *Engine {
 		log: cfg.Log, node: cfg.Node, self: self, clock: conntable.NewClock(self), table: conntable.New(cfg.Limit),
 		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
 	}
+	e.table.RefuseLate(e.clock, lateSlack)
 	e.born = e.clock.Now()
 	e.session = peer.NewSession(peer.Config{
 		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,
@@ -172,17 +174,16 @@ func (e *Engine) expire() { e.expired.Add(uint64(e.table.Expire())) }
 
 // makeDigests tells the peers a digest of the table from time to time.
 func (e *Engine) makeDigests(ctx context.Context) error {
+	const step = uint64(digestEvery / time.Microsecond)
+	var d conntable.Digests
 	for {
-		every := digestEvery
-		if e.table.Len() > digestLarge {
-			every = digestRare
-		}
-		at := time.Now().Truncate(every).Add(every)
-		if !pause(ctx, time.Until(at)) {
+		horizon := e.clock.Now()/step*step + step
+		if !pause(ctx, digestAge+time.Duration(horizon-e.clock.Now())*time.Microsecond) {
 			return nil
 		}
-		horizon := uint64(at.Add(-digestAge).UnixMicro())
-		e.session.SetDigest(horizon, e.table.Digest(horizon, digestMargin))
+		if e.table.Digests(horizon, &d) {
+			e.session.SetDigest(horizon, d.Sum())
+		}
 	}
 }
 
