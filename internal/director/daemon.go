@@ -18,6 +18,7 @@ import (
 	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/ipvs"
+	"saru/partition"
 	"saru/partition/lan"
 	"saru/partition/nft"
 )
@@ -183,8 +184,11 @@ func (d *daemon) openShare() (err error) {
 	}
 	d.paths = append(d.paths, frames)
 	d.filter, err = nft.Open(nft.Config{
-		Name: "saru", Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, Buckets: s.Buckets, Seed: s.Seed,
-		Sense: s.Sense, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
+		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
+		Plan: partition.Plan{
+			VIPs: partition.Hosts(s.VIPs...), Buckets: s.Buckets, Seed: s.Seed,
+			Default: partition.Division{Sense: s.Sense},
+		},
 	})
 	if err != nil {
 		return config.Bad("%v", err)

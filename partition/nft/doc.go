@@ -9,8 +9,9 @@
 // What must hold:
 //
 //   - a frame to the shared MAC is admitted only if the lease lives and its
-//     bucket is in open (packets that open a flow) or in rest (others of TCP
-//     and SCTP);
+//     bucket is ours: in open (packets that open a flow) or in rest (others of
+//     TCP and SCTP);
+//   - which bucket that is, partition.Divider.Decide says, for every packet;
 //   - the lease ends by itself no later than Config.Lease after Arm(n) was
 //     called for the last n that was confirmed, whatever happens to the
 //     process, its netlink socket or other people's tables meanwhile;
@@ -19,35 +20,56 @@
 //   - the packet mark is never written: the hash and the lookup are done in
 //     registers.
 //
-// # The table
+// # The fate of a packet
 //
-// One table of family inet, so that all chains share its sets, judges; a
-// second of family netdev and the same name admits:
+// One table of family inet judges; a second of family netdev and the same name
+// admits. All chains from vip on exist once per family: vip_ip and vip_ip6.
 //
-//	ingress on the LAN interface              input, priority -10
-//	  to a VIP? ──► vip                         from lo: accept
-//	                 │                          to a VIP and the shared MAC?
-//	   own MAC ──────┼──► own: count, accept          │
-//	   fragment ─────┼──► fragment: lease? pass       │
-//	                 ▼                                ▼
-//	               judge ◄────────────────────────────┘
-//	                 │ lease, class, bucket: drop, or return to the caller
-//	                 ▼
-//	               pass
-//	                 │                        input, priority 110: backstop
-//	  gate (netdev): with a pass? host
+//	ingress, on the LAN interface             input, priority -10
+//	  to a VIP? ─► vip                          with a pass: take it, accept
+//	                │                           from lo: accept
+//	 other MAC ─────┼─► own: count, accept      to a VIP and the shared MAC?
+//	 fragment ──────┼─► fragment: lease? piece      │
+//	                ▼                               ▼
+//	              judge ◄───────────────────────────┤ still a fragment: drop
+//	                │ drops, or returns             ▼
+//	                ▼                           lease? accept
+//	              admit: lease? pass
+//	                │                         input, priority 110: backstop
+//	  gate (netdev): pass or piece? host        rest of a bucket in settling: drop
+//
+//	judge   service ─► its division's chains        tcp_0, udp_0, sctp_0, tcp_1, …
+//	        ICMP ─► icmp: an error, by its quote ─► quote0 ─► quote0_0, quote0_1, …
+//	        all else ─► other: by source address
+//
+//	Each of those chains ends with:   bucket of the packet ─► map open or rest:
+//
+//	                 bucket is   owned     moving              foreign
+//	  in map open                return    goto moving_open    drop
+//	  in map rest                return    goto moving_rest    drop
+//
+// So what becomes of a packet is one element of the map of its class, and that
+// element counts it. A bucket moves when rest is ours and open is not, at both
+// ends of a hand-over. What then opens a flow is dropped, the other director
+// has it too, and moving_open notes the flow in the set superseded, for a
+// minute; moving_rest drops the rest of such a flow.
+//
+// # The pass
 //
 // The kernel lets no chain of family inet set the packet type but in
 // prerouting, which a frame for another host never reaches
 // (nft_meta_set_validate in net/netfilter/nft_meta.c), and lets no table see
 // another's sets. So the first hands the second a pass: a random value, new
-// at each Open, in skb->priority, which is 0 on arrival and 0 again behind the
-// gate. If either table is missing nothing is admitted.
+// at each Open, in skb->priority, which is 0 on arrival. If either table is
+// missing nothing is admitted. Input takes the pass back.
 //
-// Every admitted packet is judged twice. The second judgement is the
-// default-deny for packets that something else admitted, and the only one
-// with the real ports for datagrams that came in fragments: a later
-// fragment has no ports, so all are admitted and reassembled first.
+// What arrives at input without a pass is judged there: what something else
+// admitted, and datagrams that came in fragments. A later fragment has no
+// ports, so every director with a lease lets every fragment in, with another
+// value that the gate takes, and the datagram is judged when it is whole. IPv4
+// is reassembled before the input hook. IPv6 is only if something asks for it:
+// IPVS does, and so does the chain defrag, which matches nothing; where the
+// kernel can do neither, fragments are dropped at input and counted (pieces).
 //
 // # The lease
 //
@@ -67,6 +89,16 @@
 // which the sender sees as EPERM; a datagram that comes back unconsumed is
 // therefore news that n is not armed, or that the table is gone.
 //
-// The sender's address and port are also the lock that keeps a second daemon
-// out of this network namespace.
+// The sender's address and port, one for each share, are also the lock that
+// keeps a second daemon for it out of this network namespace.
+//
+// # Where things are
+//
+//	admit.go    the hooks: ingress, gate, input, and what asks for the lease
+//	judge.go    what decides a packet: services, ICMP, classes, buckets that move
+//	family.go   where the fields are, IPv4 and IPv6, and how a bucket is computed
+//	lease.go    the chain of the renewal; renewal.go sends its datagrams
+//	table.go    the sets, and the table as a whole
+//	share.go    Apply: the maps open and rest; Settle
+//	filter.go   Open, Reset, Arm, Confirm, Verify, Close; stats.go what was counted
 package nft

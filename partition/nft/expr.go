@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"slices"
 	"time"
 
@@ -9,14 +8,15 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"saru/partition"
 )
 
 // Rules are written as lists of small phrases, each a few expressions.
+//
+// A rule may read a register only after it wrote it itself (newer kernels
+// refuse the rule otherwise), so each computes what it looks up.
 
-// Registers of four bytes. The key of a hash starts at keyReg and may take
-// ten of them (two IPv6 addresses and two ports).
+// Registers of four bytes. A key starts at keyReg and may take eleven of them:
+// two IPv6 addresses, two ports and a protocol.
 const (
 	keyReg    = unix.NFT_REG32_00
 	bucketReg = unix.NFT_REG32_12
@@ -26,46 +26,59 @@ type phrase = []expr.Any
 
 func rule(phrases ...phrase) phrase { return slices.Concat(phrases...) }
 
-func matchBytes(base expr.PayloadBase, offset uint32, want []byte, op expr.CmpOp) phrase {
+// Where a field is counted from.
+const (
+	linkHeader      = expr.PayloadBaseLLHeader
+	networkHeader   = expr.PayloadBaseNetworkHeader
+	transportHeader = expr.PayloadBaseTransportHeader
+)
+
+func load(base expr.PayloadBase, reg, offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+}
+
+func compare(op expr.CmpOp, want ...byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: want}
+}
+
+// matchBytes compares bytes of the packet. A packet that ends before them does
+// not match, whatever the comparison.
+func matchBytes(base expr.PayloadBase, offset uint32, op expr.CmpOp, want ...byte) phrase {
+	return phrase{load(base, unix.NFT_REG_1, offset, uint32(len(want))), compare(op, want...)}
+}
+
+// matchBits compares bytes of the packet under a mask.
+func matchBits(base expr.PayloadBase, offset uint32, mask []byte, op expr.CmpOp, want ...byte) phrase {
 	return phrase{
-		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: base, Offset: offset, Len: uint32(len(want))},
-		&expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: want},
+		load(base, unix.NFT_REG_1, offset, uint32(len(mask))), and(unix.NFT_REG_1, mask), compare(op, want...),
 	}
 }
 
-func link(offset uint32, want []byte) phrase {
-	return matchBytes(expr.PayloadBaseLLHeader, offset, want, expr.CmpOpEq)
-}
-
-// toAll matches Ethernet broadcast and multicast: the group bit is set.
-func toAll() phrase {
-	return phrase{
-		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 1},
-		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{1}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{1}},
+func and(reg uint32, mask []byte) expr.Any {
+	return &expr.Bitwise{
+		SourceRegister: reg, DestRegister: reg, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask)),
 	}
 }
 
 func transport(offset uint32, want ...byte) phrase {
-	return matchBytes(expr.PayloadBaseTransportHeader, offset, want, expr.CmpOpEq)
+	return matchBytes(transportHeader, offset, expr.CmpOpEq, want...)
 }
 
 func transportNot(offset uint32, want ...byte) phrase {
-	return matchBytes(expr.PayloadBaseTransportHeader, offset, want, expr.CmpOpNeq)
+	return matchBytes(transportHeader, offset, expr.CmpOpNeq, want...)
 }
 
+// toMAC matches frames to this address, or, with CmpOpNeq, to any other.
+func toMAC(mac []byte, op expr.CmpOp) phrase { return matchBytes(linkHeader, 0, op, mac...) }
+
+// toAll matches Ethernet broadcast and multicast: the group bit is set.
+func toAll() phrase { return matchBits(linkHeader, 0, []byte{1}, expr.CmpOpEq, 1) }
+
 func meta(key expr.MetaKey, want ...byte) phrase {
-	return phrase{
-		&expr.Meta{Key: key, Register: unix.NFT_REG_1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: want},
-	}
+	return phrase{&expr.Meta{Key: key, Register: unix.NFT_REG_1}, compare(expr.CmpOpEq, want...)}
 }
 
 func l4(proto byte) phrase { return meta(expr.MetaKeyL4PROTO, proto) }
-
-func ipv4() phrase {
-	return meta(expr.MetaKeyPROTOCOL, binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP)...)
-}
 
 // tcpOpens matches a SYN without an ACK if opens is true, else all other TCP.
 func tcpOpens(opens bool) phrase {
@@ -74,25 +87,17 @@ func tcpOpens(opens bool) phrase {
 	if !opens {
 		op = expr.CmpOpNeq
 	}
-	return phrase{
-		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1},
-		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{syn | ack}, Xor: []byte{0}},
-		&expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: []byte{syn}},
-	}
+	return matchBits(transportHeader, flags, []byte{syn | ack}, op, syn)
 }
 
-// fragment matches IPv4 fragments, the first one too (RFC 791 section 3.1:
-// more fragments, or a fragment offset).
-func fragment() phrase {
-	return phrase{
-		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},
-		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: []byte{0, 0}},
+// sctpOpens matches an INIT chunk (RFC 9260 section 3.2), always alone, if
+// opens is true, else all other SCTP.
+func sctpOpens(opens bool) phrase {
+	const chunk, init = 12, 1
+	if opens {
+		return transport(chunk, init)
 	}
-}
-
-func load(base expr.PayloadBase, reg, offset, length uint32) expr.Any {
-	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+	return transportNot(chunk, init)
 }
 
 func in(set *nftables.Set, reg uint32) expr.Any {
@@ -103,15 +108,23 @@ func notIn(set *nftables.Set, reg uint32) expr.Any {
 	return &expr.Lookup{SourceRegister: reg, SetName: set.Name, SetID: set.ID, Invert: true}
 }
 
-func toVIP(vips *nftables.Set) phrase {
-	return phrase{load(expr.PayloadBaseNetworkHeader, keyReg, 16, 4), in(vips, keyReg)}
+// fateIn does what a map says of the key in reg: the last of a rule. A key
+// that is not there leaves the rule without a match.
+func fateIn(verdicts *nftables.Set, reg uint32) expr.Any {
+	return valueIn(verdicts, reg, unix.NFT_REG_VERDICT)
+}
+
+// valueIn puts what a map holds for the key in reg into another register.
+func valueIn(m *nftables.Set, reg, to uint32) expr.Any {
+	return &expr.Lookup{SourceRegister: reg, DestRegister: to, IsDestRegSet: true, SetName: m.Name, SetID: m.ID}
 }
 
 func immediate(reg uint32, data ...byte) expr.Any {
 	return &expr.Immediate{Register: reg, Data: data}
 }
 
-// update renews the element whose key is in reg, or adds it.
+// update renews the element whose key is in reg, or adds it. The rule ends
+// there if the set is full.
 func update(set *nftables.Set, reg uint32, timeout time.Duration) expr.Any {
 	return &expr.Dynset{
 		SrcRegKey: reg, SetName: set.Name, SetID: set.ID,
@@ -119,43 +132,9 @@ func update(set *nftables.Set, reg uint32, timeout time.Duration) expr.Any {
 	}
 }
 
-// bucketOf leaves the bucket of a packet with ports in bucketReg. It is
-// partition.Hash.Bucket, for the kernel.
-func bucketOf(h partition.Hash) phrase {
-	var key phrase
-	reg := uint32(keyReg)
-	field := func(sense partition.Sense, base expr.PayloadBase, offset, length uint32) {
-		if h.Sense&sense != 0 {
-			key = append(key, load(base, reg, offset, length))
-			reg++
-		}
-	}
-	field(partition.SrcAddr, expr.PayloadBaseNetworkHeader, 12, 4)
-	field(partition.DstAddr, expr.PayloadBaseNetworkHeader, 16, 4)
-	field(partition.SrcPort, expr.PayloadBaseTransportHeader, 0, 2)
-	field(partition.DstPort, expr.PayloadBaseTransportHeader, 2, 2)
-	return append(key, jenkins(h, 4*(reg-keyReg)))
-}
-
-// addrBucketOf leaves the bucket of a packet without ports in bucketReg. It is
-// partition.Hash.AddrBucket, for the kernel.
-func addrBucketOf(h partition.Hash) phrase {
-	return phrase{load(expr.PayloadBaseNetworkHeader, keyReg, 12, 4), jenkins(h, 4)}
-}
-
-func jenkins(h partition.Hash, length uint32) expr.Any {
-	return &expr.Hash{
-		SourceRegister: keyReg, DestRegister: bucketReg, Length: length,
-		Modulus: uint32(h.Buckets), Seed: h.Seed, Type: expr.HashTypeJenkins,
-	}
-}
-
 func count(name string) phrase {
 	return phrase{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}}
 }
-
-// pass gives the packet what the gate asks for.
-func pass(s secrets) phrase { return setPriority(s.pass) }
 
 // setPriority writes skb->priority, which is 0 on what arrives.
 func setPriority(value [4]byte) phrase {
@@ -173,13 +152,15 @@ func asHost() phrase {
 	}
 }
 
-func verdict(kind expr.VerdictKind, chain ...string) phrase {
-	v := &expr.Verdict{Kind: kind}
-	if len(chain) > 0 {
-		v.Chain = chain[0]
-	}
-	return phrase{v}
-}
+func accept() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+func drop() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictDrop}} }
+
+// jump comes back if the chain ends or returns; goTo does not: what the chain
+// returns to is the chain that was last left by a jump.
+func jump(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
+
+func goTo(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 
 func host32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 

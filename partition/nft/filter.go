@@ -4,15 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"saru/partition"
@@ -36,16 +32,11 @@ var (
 	ErrNotArmed = errors.New("heartbeat not armed")
 )
 
-// Desired is what a Filter admits while its lease lives.
-type Desired struct {
-	Open partition.Set // buckets of which packets that open a flow are ours
-	Rest partition.Set // buckets of which other TCP and SCTP is ours; holds Open
-}
-
 // A Filter is our table in the kernel, and the lease. Its methods may be
 // called from several goroutines: Arm and Confirm never wait for the others.
 type Filter struct {
 	cfg     Config
+	all     partition.Set // the buckets that there are
 	table   *table
 	secrets secrets
 	renewer *renewer
@@ -67,20 +58,26 @@ type Filter struct {
 	pending  Desired  // or these, while a transaction is under way
 	earlier  counts   // of the tables before this one
 	last     counts   // as last read from this one
-}
 
-type counts [8]uint64 // in the order of counterNames
+	earlierBuckets []BucketStats // of elements that were replaced
+	lastBuckets    []bucketCount // as last read
+}
 
 // Open puts the table in place, closed, in one transaction, replacing one
 // that a crash left; and shows that the lease's datagrams reach it. The kernel
 // is as it was if Open fails.
 func Open(cfg Config) (_ *Filter, err error) {
-	if err := cfg.check(); err != nil {
+	divider, err := cfg.check()
+	if err != nil {
 		return nil, err
 	}
-	cfg.VIPs, cfg.MAC = slices.Clone(cfg.VIPs), slices.Clone(cfg.MAC)
-	f := &Filter{cfg: cfg, table: newTable(cfg.Name), secrets: newSecrets()}
-	if f.renewer, err = newRenewer(f.secrets.datagram); err != nil {
+	cfg.Plan, cfg.MAC = divider.Plan, slices.Clone(cfg.MAC)
+	f := &Filter{
+		cfg: cfg, all: partition.FullSet(cfg.Plan.Buckets), table: newTable(cfg.Name, divider), secrets: newSecrets(),
+		earlierBuckets: make([]BucketStats, cfg.Plan.Buckets), lastBuckets: make([]bucketCount, cfg.Plan.Buckets),
+	}
+	f.table.build(&cfg, f.secrets, canDefrag())
+	if f.renewer, err = newRenewer(cfg.renewalAddr(), f.secrets.datagram); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -110,7 +107,7 @@ func (f *Filter) Reset() error {
 	f.read.Lock()
 	defer f.read.Unlock()
 	f.table.remove(f.wconn)
-	if err := f.table.declare(f.wconn, &f.cfg, renewalAddr.Port(), f.secrets); err != nil {
+	if err := f.table.declare(f.wconn); err != nil {
 		return fmt.Errorf("nft: %w", err)
 	}
 	sent := f.wconn.Flush()
@@ -139,7 +136,7 @@ func (f *Filter) Reset() error {
 func (f *Filter) tryRenewal() error {
 	consumed, err := f.renewer.send(opArm, 0)
 	if err != nil {
-		return fmt.Errorf("nft: send to %v: %w; is the loopback interface up?", renewalAddr, err)
+		return fmt.Errorf("nft: send to %v: %w; is the loopback interface up?", f.cfg.renewalAddr(), err)
 	}
 	s, err := f.Stats()
 	if err != nil {
@@ -147,179 +144,7 @@ func (f *Filter) tryRenewal() error {
 	}
 	if !consumed || s.Armed == 0 {
 		return fmt.Errorf("nft: the lease's datagram to %v did not reach our rule: "+
-			"some output chain of a priority below %d takes it; let it pass there", renewalAddr, leasePriority)
-	}
-	return nil
-}
-
-// Apply makes the kernel admit d, in one transaction, and reads it back: when
-// it returns nil the kernel holds exactly d. It may wait as long as other
-// people's transactions take; until it returns, either share may be in force.
-// Errors: ErrGone, ErrUnknown, or what the kernel said, and then the share is
-// what it was.
-func (f *Filter) Apply(d Desired) error {
-	if !d.Rest.Contains(d.Open) {
-		return errors.New("nft: rest must hold all that is open")
-	}
-	if !partition.FullSet(f.cfg.Buckets).Contains(d.Rest) {
-		return fmt.Errorf("nft: bucket beyond the last, %d", f.cfg.Buckets-1)
-	}
-	f.write.Lock()
-	defer f.write.Unlock()
-	f.setPending(d)
-	// The second time, if somebody else has touched the sets, all is replaced.
-	var err, rerr error
-	var got Desired
-	for _, whole := range []bool{f.unknown.Load(), true} {
-		err = f.sendBuckets(d, whole)
-		if got, rerr = f.readBack(d); rerr == nil && got == d || errors.Is(rerr, unix.ENOENT) {
-			break
-		}
-	}
-	switch {
-	case errors.Is(rerr, unix.ENOENT):
-		return fmt.Errorf("nft: table %s: %w", f.cfg.Name, ErrGone)
-	case rerr == nil && got == d:
-		f.setApplied(d)
-		return nil
-	case rerr == nil && got == f.applied && err != nil:
-		f.setPending(got)
-		return fmt.Errorf("nft: table %s: share not changed: %w", f.cfg.Name, err)
-	}
-	f.unknown.Store(true)
-	return fmt.Errorf("nft: table %s: %w: %w", f.cfg.Name, ErrUnknown, errors.Join(err, rerr))
-}
-
-func (f *Filter) setPending(d Desired) {
-	f.read.Lock()
-	defer f.read.Unlock()
-	f.pending = d
-}
-
-func (f *Filter) setApplied(d Desired) {
-	f.read.Lock()
-	defer f.read.Unlock()
-	f.applied, f.want, f.verified = d, d, 0
-	f.unknown.Store(false)
-}
-
-// sendBuckets sends one transaction that takes the sets to d: from what was
-// applied, or from anything.
-func (f *Filter) sendBuckets(d Desired, whole bool) error {
-	have := f.applied
-	if whole {
-		have = Desired{}
-		f.wconn.FlushSet(f.table.open)
-		f.wconn.FlushSet(f.table.rest)
-	}
-	for _, change := range []struct {
-		set        *nftables.Set
-		want, have partition.Set
-	}{{f.table.open, d.Open, have.Open}, {f.table.rest, d.Rest, have.Rest}} {
-		if err := f.wconn.SetDeleteElements(change.set, elements(change.have.Minus(change.want))); err != nil {
-			return err
-		}
-		if err := f.wconn.SetAddElements(change.set, elements(change.want.Minus(change.have))); err != nil {
-			return err
-		}
-	}
-	return f.wconn.Flush()
-}
-
-func (f *Filter) readBack(d Desired) (Desired, error) {
-	f.read.Lock()
-	defer f.read.Unlock()
-	return f.readBackLocked(d)
-}
-
-// readBackLocked reads the buckets until they are d, a few times: a dump that
-// another transaction interrupts may be incomplete.
-func (f *Filter) readBackLocked(d Desired) (got Desired, err error) {
-	for range 5 {
-		got, err = f.readBuckets()
-		if err == nil && got == d || errors.Is(err, unix.ENOENT) {
-			break
-		}
-	}
-	return got, err
-}
-
-func (f *Filter) readBuckets() (d Desired, err error) {
-	if d.Open, err = f.readSet(f.table.open); err != nil {
-		return d, err
-	}
-	d.Rest, err = f.readSet(f.table.rest)
-	return d, err
-}
-
-func (f *Filter) readSet(set *nftables.Set) (partition.Set, error) {
-	var s partition.Set
-	found, err := f.rconn.GetSetElements(set)
-	if err != nil {
-		return s, fmt.Errorf("read set %s: %w", set.Name, err)
-	}
-	for i := range found {
-		b, err := bucketKey(found[i].Key)
-		if err != nil {
-			return s, fmt.Errorf("set %s: %w", set.Name, err)
-		}
-		s.Add(b)
-	}
-	return s, nil
-}
-
-// errStrange: an element that is not ours.
-var errStrange = errors.New("somebody else's element")
-
-func bucketKey(key []byte) (int, error) {
-	if len(key) != 4 {
-		return 0, fmt.Errorf("%w: key of %d bytes", errStrange, len(key))
-	}
-	b := binaryutil.NativeEndian.Uint32(key)
-	if b >= partition.MaxBuckets {
-		return 0, fmt.Errorf("%w: bucket %d", errStrange, b)
-	}
-	return int(b), nil
-}
-
-func elements(s partition.Set) []nftables.SetElement {
-	var es []nftables.SetElement
-	for b := range s.All() {
-		es = append(es, nftables.SetElement{Key: host32(uint32(b))})
-	}
-	return es
-}
-
-// Settle makes the backstop silence unknown connections of the buckets for d
-// from now, or no longer if d is 0. Other buckets keep the time they have. It
-// is a transaction and may wait like Apply. Errors: ErrGone, or the kernel's.
-func (f *Filter) Settle(buckets *partition.Set, d time.Duration) error {
-	f.write.Lock()
-	defer f.write.Unlock()
-	f.read.Lock()
-	now, err := f.rconn.GetSetElements(f.table.settling)
-	f.read.Unlock()
-	if err != nil {
-		return f.gone("read settling buckets", err)
-	}
-	var next []nftables.SetElement
-	for _, e := range now {
-		if b, err := bucketKey(e.Key); err == nil && !buckets.Has(b) && e.Expires >= time.Millisecond {
-			next = append(next, nftables.SetElement{Key: e.Key, Timeout: e.Expires})
-		}
-	}
-	if d >= time.Millisecond {
-		for b := range buckets.All() {
-			next = append(next, nftables.SetElement{Key: host32(uint32(b)), Timeout: d})
-		}
-	}
-	// An element that is there is not renewed by adding it, before Linux 6.12.
-	f.wconn.FlushSet(f.table.settling)
-	if err := f.wconn.SetAddElements(f.table.settling, next); err != nil {
-		return fmt.Errorf("nft: %w", err)
-	}
-	if err := f.wconn.Flush(); err != nil && !errors.Is(err, unix.ENOBUFS) {
-		return f.gone("set settling buckets", err)
+			"some output chain of a priority below %d takes it; let it pass there", f.cfg.renewalAddr(), leasePriority)
 	}
 	return nil
 }
@@ -374,79 +199,6 @@ func (f *Filter) Confirm(n uint64) error {
 		return ErrNotArmed
 	}
 	return nil
-}
-
-// Stats is what the kernel counted since Open, in packets, and what it holds.
-type Stats struct {
-	Accepted  uint64 // admitted as ours, fragments apart
-	Fragments uint64 // admitted to be judged when whole
-	Foreign   uint64 // dropped: another director's
-	Lapsed    uint64 // dropped: no live lease
-	Own       uint64 // for a VIP to the interface's own MAC: served
-	Silenced  uint64 // dropped by the backstop
-	Armed     uint64 // heartbeats armed
-	Confirmed uint64 // leases renewed
-
-	OwnSender net.HardwareAddr // last sender to the own MAC within an hour, or nil
-	Open      partition.Set
-	Rest      partition.Set
-	Settling  partition.Set
-	LeaseLeft time.Duration // 0 when lapsed
-	Intact    bool          // as Verify says
-}
-
-// Stats reads the kernel. Error: ErrGone, or the kernel's.
-func (f *Filter) Stats() (Stats, error) {
-	var s Stats
-	f.read.Lock()
-	defer f.read.Unlock()
-	objs, err := f.rconn.GetNamedObjects(f.table.Table)
-	if err != nil {
-		return s, f.gone("read counters", err)
-	}
-	if len(objs) == 0 {
-		return s, f.gone("read counters", unix.ENOENT)
-	}
-	for _, o := range objs {
-		named, _ := o.(*nftables.NamedObj)
-		if named == nil {
-			continue
-		}
-		counter, _ := named.Obj.(*expr.Counter)
-		if i := slices.Index(counterNames, named.Name); i >= 0 && counter != nil {
-			f.last[i] = counter.Packets
-		}
-	}
-	for i, to := range []*uint64{&s.Accepted, &s.Fragments, &s.Foreign, &s.Lapsed, &s.Own, &s.Silenced, &s.Armed, &s.Confirmed} {
-		*to = f.earlier[i] + f.last[i]
-	}
-	d, err := f.readBuckets()
-	if err != nil {
-		return s, f.gone("read buckets", err)
-	}
-	s.Open, s.Rest = d.Open, d.Rest
-	if s.Settling, err = f.readSet(f.table.settling); err != nil {
-		return s, f.gone("read buckets", err)
-	}
-	lease, err := f.rconn.GetSetElements(f.table.lease)
-	if err != nil {
-		return s, f.gone("read the lease", err)
-	}
-	for _, e := range lease {
-		s.LeaseLeft = max(s.LeaseLeft, e.Expires)
-	}
-	senders, err := f.rconn.GetSetElements(f.table.senders)
-	if err != nil {
-		return s, f.gone("read senders", err)
-	}
-	var newest time.Duration
-	for _, e := range senders {
-		if e.Expires > newest && len(e.Key) >= 6 {
-			newest, s.OwnSender = e.Expires, e.Key[:6]
-		}
-	}
-	s.Intact, err = f.verifyLocked()
-	return s, err
 }
 
 // Verify reports whether the table is as Reset and Apply left it. If not,

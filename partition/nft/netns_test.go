@@ -158,13 +158,12 @@ type network struct {
 
 func config(lease time.Duration) nft.Config {
 	return nft.Config{
-		Name: "saru", Interface: "eth0", VIPs: []netip.Addr{vip}, MAC: sharedMAC,
-		Buckets: 256, Seed: 0x5a17, Sense: partition.SrcPort, Lease: lease, ShareID: 1,
+		Name: "saru", Interface: "eth0", MAC: sharedMAC, Lease: lease, ShareID: 1,
+		Plan: partition.Plan{
+			VIPs: partition.Hosts(vip), Buckets: 256, Seed: 0x5a17,
+			Default: partition.Division{Sense: partition.SrcPort},
+		},
 	}
-}
-
-func hash(c nft.Config) partition.Hash {
-	return partition.Hash{Sense: c.Sense, Seed: c.Seed, Buckets: c.Buckets}
 }
 
 // newNetwork makes n directors that divide the buckets evenly. Their filters
@@ -187,7 +186,7 @@ func newNetwork(t testing.TB, n int, cfg nft.Config) *network {
 	for i := range n {
 		members = append(members, partition.Member{Name: fmt.Sprintf("d%d", i+1), Weight: 100})
 	}
-	owners := partition.Assign(nil, members, cfg.Buckets)
+	owners := partition.Assign(nil, members, cfg.Plan.Buckets)
 	for i, m := range members {
 		d := &director{host: newHost(t, m.Name), owns: partition.Owned(owners, m.Name), heard: make(map[uint32]int)}
 		d.plug(w.sw, fmt.Sprintf("10.9.0.%d/24", i+2))
@@ -206,7 +205,7 @@ func (d *director) open(cfg nft.Config, answers bool) {
 			return err
 		}
 		d.lan, err = lan.Open(lan.Config{
-			Interface: "eth0", VIPs: cfg.VIPs, MAC: cfg.MAC,
+			Interface: "eth0", VIPs: []netip.Addr{vip}, MAC: cfg.MAC,
 			Answer: func(netip.Addr) bool { return answers },
 		})
 		return err

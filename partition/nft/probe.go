@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -22,10 +23,14 @@ type feature struct {
 var features = []feature{
 	{"nf_tables with an ingress hook in family inet (Linux 5.10)", inetIngress, nil},
 	{"meta priority (nft_meta)", inetIngress, func(*table) phrase { return setPriority([4]byte{}) }},
-	{"sets and lookups (nft_set_hash)", inetIngress, func(t *table) phrase { return toVIP(t.vips) }},
-	{"jhash (nft_hash)", inetIngress, func(t *table) phrase {
-		return bucketOf(partition.Hash{Sense: partition.SrcPort, Buckets: 256})
+	{"sets and lookups (nft_set_hash)", inetIngress, func(t *table) phrase {
+		return rule(phrase{immediate(keyReg, 0, 0, 0, 0), in(t.lease, keyReg)})
 	}},
+	{"jhash (nft_hash)", inetIngress, func(t *table) phrase { return t.addrBucketOf(&families[0]) }},
+	{"verdict maps with counters (nft_set_hash)", inetIngress, func(t *table) phrase {
+		return phrase{immediate(keyReg, 0, 0, 0, 0), fateIn(t.open, keyReg)}
+	}},
+	{"IPv6 extension headers (nft_exthdr)", inetIngress, func(*table) phrase { return families[1].fragment }},
 	{"sets renewed by packets, with timeouts (nft_dynset)", *nftables.ChainHookOutput, func(t *table) phrase {
 		return phrase{immediate(keyReg, 0, 0, 0, 0), update(t.lease, keyReg, senderLife)}
 	}},
@@ -47,12 +52,27 @@ func Probe() error {
 	return nil
 }
 
+// canDefrag reports whether the kernel can be told to reassemble IPv6 before
+// the input hook. Where it cannot, and IPVS does not, fragments of IPv6 are
+// dropped there, and counted.
+func canDefrag() bool {
+	ft := feature{"transparent proxy (nft_tproxy)", *nftables.ChainHookPrerouting, func(*table) phrase { return defragRule() }}
+	return ft.probe() == nil
+}
+
 func (ft *feature) probe() error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nft: %w", err)
 	}
-	t := newTable("saru-probe")
+	d, err := partition.NewDivider(partition.Plan{
+		VIPs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Buckets: 1,
+		Default: partition.Division{Sense: partition.SrcPort},
+	})
+	if err != nil {
+		return fmt.Errorf("nft: %w", err)
+	}
+	t := newTable("saru-probe", d)
 	c.AddTable(t.Table)
 	ch := chain{name: "probe", hook: &ft.chain, rules: nil}
 	if ft.chain == inetIngress {
@@ -60,7 +80,7 @@ func (ft *feature) probe() error {
 	}
 	if ft.rule != nil {
 		c.AddObj(&nftables.NamedObj{Table: t.Table, Name: cntAccepted, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-		for _, s := range []*nftables.Set{t.vips, t.lease} {
+		for _, s := range []*nftables.Set{t.open, t.lease} {
 			if err := c.AddSet(s, nil); err != nil {
 				return fmt.Errorf("nft: %w", err)
 			}
@@ -68,9 +88,11 @@ func (ft *feature) probe() error {
 		ch.rules = []phrase{ft.rule(t)}
 	}
 	ch.declare(c, t.Table)
+	ch.fill(c, t.Table)
 	c.AddTable(t.gate)
 	g := gate(&Config{Interface: "lo", MAC: make([]byte, 6)}, secrets{})
 	g.declare(c, t.gate)
+	g.fill(c, t.gate)
 	// The poison: the table exists by now. All messages of a transaction are
 	// tried and the errors come in their order, so this one comes last.
 	c.CreateTable(t.Table)

@@ -10,11 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The address that a Filter sends its datagrams to, and from. It is on every
-// loopback interface, and a port below 512 is root's alone and out of the
-// range that RPC programs take theirs from.
-var renewalAddr = netip.MustParseAddrPort("127.83.65.82:511")
-
 // A datagram of the renewal, after the UDP header:
 //
 //	 0                16    17        20                28
@@ -44,25 +39,25 @@ type renewer struct {
 	in  [renewalLen]byte // swallows what came back
 }
 
-func newRenewer(secret [renewalSecret]byte) (*renewer, error) {
+func newRenewer(addr netip.AddrPort, secret [renewalSecret]byte) (*renewer, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("nft: open a socket: %w", err)
 	}
 	r := &renewer{fd: fd}
 	copy(r.buf[:], secret[:])
-	self := &unix.SockaddrInet4{Addr: renewalAddr.Addr().As4(), Port: int(renewalAddr.Port())}
+	self := &unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}
 	switch err := unix.Bind(fd, self); {
 	case errors.Is(err, unix.EADDRINUSE):
 		unix.Close(fd)
-		return nil, fmt.Errorf("nft: %v is taken: another saru runs in this network namespace; stop it first: %w", renewalAddr, err)
+		return nil, fmt.Errorf("nft: %v is taken: another saru serves this share in this network namespace; stop it first: %w", addr, err)
 	case err != nil:
 		unix.Close(fd)
-		return nil, fmt.Errorf("nft: bind %v: %w", renewalAddr, err)
+		return nil, fmt.Errorf("nft: bind %v: %w", addr, err)
 	}
 	if err := unix.Connect(fd, self); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("nft: connect to %v: %w; is the loopback interface up?", renewalAddr, err)
+		return nil, fmt.Errorf("nft: connect to %v: %w; is the loopback interface up?", addr, err)
 	}
 	return r, nil
 }

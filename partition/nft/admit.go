@@ -1,0 +1,142 @@
+package nft
+
+import (
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The way of a packet through the hooks. What decides it is in judge.go.
+
+// Priorities. The lease chain is before connection tracking (-200) and its
+// defragmentation (-400), and before any usual operator's chain. Input is
+// before IPVS (98, 99) and the usual filter chains (0); the backstop is after
+// IPVS, so it sees what IPVS did not take.
+const (
+	leasePriority    = -1000
+	ingressPriority  = 0
+	defragPriority   = -450
+	inputPriority    = -10
+	backstopPriority = 110
+)
+
+// inetIngress is NF_INET_INGRESS of linux/netfilter.h: the ingress hook of the
+// inet family, since Linux 5.10. (The library's constant is that of the
+// netdev family.)
+const inetIngress nftables.ChainHook = 5
+
+// build makes the chains. With defragment, the kernel is told to reassemble
+// IPv6 before the input hook.
+func (t *table) build(cfg *Config, s secrets, defragment bool) {
+	t.admits = gate(cfg, s)
+	t.chains = append(t.ingress(cfg, s), t.input(cfg, s)...)
+	for i := range t.families {
+		t.chains = append(t.chains, t.judge(&t.families[i])...)
+	}
+	t.chains = append(t.chains, t.moving()...)
+	t.chains = append(t.chains, t.renewal(cfg, s))
+	if cfg.Backstop {
+		t.chains = append(t.chains, t.backstop()...)
+	}
+	if defragment {
+		t.chains = append(t.chains, defrag())
+	}
+}
+
+// ingress returns the chains of the LAN interface's ingress hook.
+func (t *table) ingress(cfg *Config, s secrets) []chain {
+	hook := inetIngress
+	base := chain{name: "ingress", hook: &hook, priority: ingressPriority, device: cfg.Interface}
+	chains := []chain{
+		// Not the shared MAC. A broadcast reached every director, and UDP would
+		// take it on each, so nobody does. The interface's own MAC is that of
+		// a router with an old ARP entry, or one that divides by itself: nobody
+		// else got the packet, so it is served; the sender is remembered. The
+		// update is last: it ends the rule when the set is full.
+		{name: "own", rules: []phrase{
+			rule(toAll(), count(cntBroadcast), drop()),
+			rule(meta(expr.MetaKeyPKTTYPE, unix.PACKET_HOST), count(cntOwn),
+				phrase{load(linkHeader, keyReg, 6, 6), update(t.senders, keyReg, senderLife)}),
+			accept(),
+		}},
+		{name: "fragment", rules: []phrase{
+			t.unleased(),
+			rule(count(cntFragments), setPriority(s.piece), accept()),
+		}},
+		{name: "admit", rules: []phrase{
+			t.unleased(),
+			rule(count(cntAccepted), setPriority(s.pass), accept()),
+		}},
+	}
+	for _, f := range t.families {
+		base.rules = append(base.rules, rule(f.isPacket(), f.toVIP(f.vips), goTo("vip_"+f.name)))
+		chains = append(chains, chain{name: "vip_" + f.name, rules: []phrase{
+			rule(toMAC(cfg.MAC, expr.CmpOpNeq), goTo("own")),
+			rule(f.fragment, goTo("fragment")),
+			jump("judge_" + f.name),
+			goTo("admit"),
+		}})
+	}
+	return append(chains, base)
+}
+
+// unleased drops without a live lease.
+func (t *table) unleased() phrase {
+	return rule(phrase{immediate(keyReg, host32(leaseKey)...), notIn(t.lease, keyReg)}, count(cntLapsed), drop())
+}
+
+// gate returns the one chain of the netdev half: what carries a pass becomes
+// this host's. A fragment's is taken from it, so that the datagram, which may
+// keep it, has none at input.
+func gate(cfg *Config, s secrets) chain {
+	return chain{name: "gate", hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: cfg.Interface, rules: []phrase{
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), toMAC(cfg.MAC, expr.CmpOpEq), asHost()),
+		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), toMAC(cfg.MAC, expr.CmpOpEq), setPriority([4]byte{}), asHost()),
+	}}
+}
+
+// input returns the chains of the input hook. They take the pass from what was
+// judged, and judge what was not: datagrams whole by now, and what something
+// else admitted. They hang on no interface, so they stand when the LAN
+// interface, and with it the ingress chain, is deleted.
+func (t *table) input(cfg *Config, s secrets) []chain {
+	base := chain{name: "input", hook: nftables.ChainHookInput, priority: inputPriority, rules: []phrase{
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriority([4]byte{}), accept()),
+		rule(fromLoopback(), accept()),
+	}}
+	var chains []chain
+	for _, f := range t.families {
+		base.rules = append(base.rules,
+			rule(f.isPacket(), f.toVIP(f.vips), toMAC(cfg.MAC, expr.CmpOpEq), goTo("input_"+f.name)),
+			rule(f.isPacket(), f.toVIP(f.vips), toAll(), count(cntBroadcast), drop()))
+		chains = append(chains, chain{name: "input_" + f.name, rules: []phrase{
+			rule(f.fragment, count(cntPieces), drop()),
+			jump("judge_" + f.name),
+			t.unleased(),
+			rule(count(cntAccepted), accept()),
+		}})
+	}
+	return append(chains, base)
+}
+
+func fromLoopback() phrase { return meta(expr.MetaKeyIIFTYPE, host16(unix.ARPHRD_LOOPBACK)...) }
+
+// defrag returns a chain that matches nothing. That it could hand packets to a
+// transparent proxy makes the kernel reassemble IPv6 datagrams before the input
+// hook, not behind it (nft_tproxy_init in net/netfilter/nft_tproxy.c), as it
+// always does with IPv4.
+func defrag() chain {
+	return chain{name: "defrag", hook: nftables.ChainHookPrerouting, priority: defragPriority, rules: []phrase{defragRule()}}
+}
+
+func defragRule() phrase {
+	const noDevice = 0xfffe // ARPHRD_NONE: lo and Ethernet are none
+	return rule(
+		meta(expr.MetaKeyIIFTYPE, host16(noDevice)...),
+		meta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6), l4(unix.IPPROTO_TCP),
+		phrase{
+			immediate(unix.NFT_REG_1, 0, 1),
+			&expr.TProxy{Family: unix.NFPROTO_IPV6, TableFamily: unix.NFPROTO_INET, RegPort: unix.NFT_REG_1},
+		},
+	)
+}

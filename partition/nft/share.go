@@ -1,0 +1,301 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"saru/partition"
+)
+
+// Desired is what a Filter admits while its lease lives.
+type Desired struct {
+	Open partition.Set // buckets of which packets that open a flow are ours
+	Rest partition.Set // buckets of which other TCP and SCTP is ours; holds Open
+}
+
+// A holding is what a director has of a bucket.
+type holding uint8
+
+const (
+	foreign holding = iota // nothing
+	moving                 // rest only: the bucket is on its way here, or away
+	owned                  // open and rest
+)
+
+func (d *Desired) holding(b int) holding {
+	switch {
+	case d.Open.Has(b):
+		return owned
+	case d.Rest.Has(b):
+		return moving
+	}
+	return foreign
+}
+
+// A fateMap is open or rest: it gives each bucket the verdict of its packets.
+type fateMap struct {
+	set    *nftables.Set
+	moving string // chain of buckets that move
+}
+
+func (t *table) fateMaps() [2]fateMap {
+	return [...]fateMap{{t.open, movingOpen}, {t.rest, movingRest}}
+}
+
+func (m *fateMap) verdict(h holding) *expr.Verdict {
+	switch h {
+	case owned:
+		return &expr.Verdict{Kind: expr.VerdictReturn}
+	case moving:
+		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: m.moving}
+	}
+	return &expr.Verdict{Kind: expr.VerdictDrop}
+}
+
+// elements returns what the map must hold for some buckets.
+func (m *fateMap) elements(buckets partition.Set, d Desired) []nftables.SetElement {
+	es := make([]nftables.SetElement, 0, buckets.Len())
+	for b := range buckets.All() {
+		es = append(es, nftables.SetElement{Key: host32(uint32(b)), VerdictData: m.verdict(d.holding(b))})
+	}
+	return es
+}
+
+// errStrange: what is there is not ours.
+var errStrange = errors.New("somebody else's element")
+
+// holdingOf reads a verdict as GetSetElements leaves it: the attributes of
+// enum nft_verdict_attributes in linux/netfilter/nf_tables.h.
+func (m *fateMap) holdingOf(data []byte) (holding, error) {
+	ad, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return 0, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	var got expr.Verdict
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			got.Kind = expr.VerdictKind(int32(ad.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			got.Chain = ad.String()
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return 0, err
+	}
+	for _, h := range []holding{foreign, moving, owned} {
+		if got == *m.verdict(h) {
+			return h, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: verdict %d %s", errStrange, got.Kind, got.Chain)
+}
+
+// Apply makes the kernel admit d, in one transaction, and reads it back: when
+// it returns nil the kernel holds exactly d. It may wait as long as other
+// people's transactions take; until it returns, either share may be in force.
+// Errors: ErrGone, ErrUnknown, or what the kernel said, and then the share is
+// what it was.
+func (f *Filter) Apply(d Desired) error {
+	if !d.Rest.Contains(d.Open) {
+		return errors.New("nft: rest must hold all that is open")
+	}
+	if !f.all.Contains(d.Rest) {
+		return fmt.Errorf("nft: bucket beyond the last, %d", f.cfg.Plan.Buckets-1)
+	}
+	f.write.Lock()
+	defer f.write.Unlock()
+	f.setPending(d)
+	// The second time, if somebody else has touched the maps, all is replaced.
+	var err, rerr error
+	var got Desired
+	for _, whole := range []bool{f.unknown.Load(), true} {
+		err = f.sendBuckets(d, whole)
+		if got, rerr = f.readBack(d); rerr == nil && got == d || errors.Is(rerr, unix.ENOENT) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(rerr, unix.ENOENT):
+		return fmt.Errorf("nft: table %s: %w", f.cfg.Name, ErrGone)
+	case rerr == nil && got == d:
+		f.setApplied(d)
+		return nil
+	case rerr == nil && got == f.applied && err != nil:
+		f.setPending(got)
+		return fmt.Errorf("nft: table %s: share not changed: %w", f.cfg.Name, err)
+	}
+	f.unknown.Store(true)
+	return fmt.Errorf("nft: table %s: %w: %w", f.cfg.Name, ErrUnknown, errors.Join(err, rerr))
+}
+
+// setPending also reads the buckets' counters, since a transaction that
+// changes a bucket's element starts them anew.
+func (f *Filter) setPending(d Desired) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	f.pending = d
+	f.readBuckets() // for the counters only; what is wrong shows when d is read back
+}
+
+func (f *Filter) setApplied(d Desired) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	f.applied, f.want, f.verified = d, d, 0
+	f.unknown.Store(false)
+}
+
+// sendBuckets sends one transaction that takes the maps to d: from what was
+// applied, or from anything.
+func (f *Filter) sendBuckets(d Desired, whole bool) error {
+	var changed partition.Set
+	for b := range f.all.All() {
+		if whole || f.applied.holding(b) != d.holding(b) {
+			changed.Add(b)
+		}
+	}
+	for _, m := range f.table.fateMaps() {
+		if whole {
+			f.wconn.FlushSet(m.set)
+		} else if err := f.wconn.SetDeleteElements(m.set, m.elements(changed, f.applied)); err != nil {
+			return err
+		}
+		if err := f.wconn.SetAddElements(m.set, m.elements(changed, d)); err != nil {
+			return err
+		}
+	}
+	return f.wconn.Flush()
+}
+
+func (f *Filter) readBack(d Desired) (Desired, error) {
+	f.read.Lock()
+	defer f.read.Unlock()
+	return f.readBackLocked(d)
+}
+
+// readBackLocked reads the buckets until they are d, a few times: a dump that
+// another transaction interrupts may be incomplete.
+func (f *Filter) readBackLocked(d Desired) (got Desired, err error) {
+	for range 5 {
+		got, err = f.readBuckets()
+		if err == nil && got == d || errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return got, err
+}
+
+// readBuckets reads both maps, and counts what they counted.
+func (f *Filter) readBuckets() (d Desired, err error) {
+	n := f.cfg.Plan.Buckets
+	now := make([]bucketCount, n)
+	seen := make([][2]bool, n)
+	for i, m := range f.table.fateMaps() {
+		found, err := f.rconn.GetSetElements(m.set)
+		if err != nil {
+			return d, fmt.Errorf("read map %s: %w", m.set.Name, err)
+		}
+		for _, e := range found {
+			b, err := f.bucketKey(e.Key)
+			if err != nil {
+				return d, fmt.Errorf("map %s: %w", m.set.Name, err)
+			}
+			h, err := m.holdingOf(e.Val)
+			if err != nil {
+				return d, fmt.Errorf("map %s: bucket %d: %w", m.set.Name, b, err)
+			}
+			if i > 0 && seen[b][0] && now[b].holding != h {
+				return d, fmt.Errorf("%w: bucket %d differs between the maps", errStrange, b)
+			}
+			seen[b][i] = true
+			now[b].holding = h
+			if e.Counter != nil {
+				now[b].packets[i] = e.Counter.Packets
+			}
+		}
+	}
+	for b := range now {
+		if seen[b] != [2]bool{true, true} {
+			return d, fmt.Errorf("%w: bucket %d is missing", errStrange, b)
+		}
+		if now[b].holding == owned {
+			d.Open.Add(b)
+		}
+		if now[b].holding >= moving {
+			d.Rest.Add(b)
+		}
+	}
+	f.counted(now)
+	return d, nil
+}
+
+func (f *Filter) bucketKey(key []byte) (int, error) {
+	if len(key) != 4 {
+		return 0, fmt.Errorf("%w: key of %d bytes", errStrange, len(key))
+	}
+	b := int(binaryutil.NativeEndian.Uint32(key))
+	if !f.all.Has(b) {
+		return 0, fmt.Errorf("%w: bucket %d", errStrange, b)
+	}
+	return b, nil
+}
+
+// Settle makes the backstop silence unknown connections of the buckets for d
+// from now, or no longer if d is 0. Other buckets keep the time they have. It
+// is a transaction and may wait like Apply. Errors: ErrGone, or the kernel's.
+func (f *Filter) Settle(buckets *partition.Set, d time.Duration) error {
+	f.write.Lock()
+	defer f.write.Unlock()
+	f.read.Lock()
+	now, err := f.rconn.GetSetElements(f.table.settling)
+	f.read.Unlock()
+	if err != nil {
+		return f.gone("read settling buckets", err)
+	}
+	var next []nftables.SetElement
+	for _, e := range now {
+		if b, err := f.bucketKey(e.Key); err == nil && !buckets.Has(b) && e.Expires >= time.Millisecond {
+			next = append(next, nftables.SetElement{Key: e.Key, Timeout: e.Expires})
+		}
+	}
+	if d >= time.Millisecond {
+		for b := range buckets.All() {
+			next = append(next, nftables.SetElement{Key: host32(uint32(b)), Timeout: d})
+		}
+	}
+	// An element that is there is not renewed by adding it, before Linux 6.12.
+	f.wconn.FlushSet(f.table.settling)
+	if err := f.wconn.SetAddElements(f.table.settling, next); err != nil {
+		return fmt.Errorf("nft: %w", err)
+	}
+	if err := f.wconn.Flush(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		return f.gone("set settling buckets", err)
+	}
+	return nil
+}
+
+// readSettling returns the buckets that settle.
+func (f *Filter) readSettling() (partition.Set, error) {
+	var s partition.Set
+	found, err := f.rconn.GetSetElements(f.table.settling)
+	if err != nil {
+		return s, fmt.Errorf("read set %s: %w", f.table.settling.Name, err)
+	}
+	for _, e := range found {
+		b, err := f.bucketKey(e.Key)
+		if err != nil {
+			return s, fmt.Errorf("set %s: %w", f.table.settling.Name, err)
+		}
+		s.Add(b)
+	}
+	return s, nil
+}
