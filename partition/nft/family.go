@@ -68,7 +68,7 @@ var families = [...]family{
 		},
 		packet: layout{addrs: networkHeader, client: 8, vip: 24, addrLen: 16, clientPort: 0, port: 2, proto: l4proto()},
 		quotes: []layout{
-			quote6(ip6Header, quotedProto(icmpHeader+6)),
+			quote6(ip6Header, quotedProto(icmpHeader+6), transportNot(icmpHeader+6, unix.IPPROTO_FRAGMENT)),
 			quote6(ip6Header+8, quotedProto(icmpHeader+ip6Header),
 				transport(icmpHeader+6, unix.IPPROTO_FRAGMENT),
 				matchBits(transportHeader, icmpHeader+ip6Header+2, []byte{0xff, 0xf8}, expr.CmpOpEq, 0, 0)),

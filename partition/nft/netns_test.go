@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -145,6 +146,13 @@ type director struct {
 	mu     sync.Mutex
 	heard  map[uint32]int // datagram number -> copies
 	conns  []net.Conn
+
+	// What the test of generated packets keeps.
+	rest     partition.Set
+	conn     *nftables.Conn
+	noted    *nftables.Table
+	arrivals *nftables.NamedObj
+	frames   int
 }
 
 // A network is a switch with a client and directors.
