@@ -149,6 +149,7 @@ type director struct {
 
 	// What the test of generated packets keeps.
 	rest     partition.Set
+	settling partition.Set
 	conn     *nftables.Conn
 	noted    *nftables.Table
 	arrivals *nftables.NamedObj

@@ -43,12 +43,17 @@ func TestPackets(t *testing.T) {
 	}
 	for _, c := range []struct {
 		directors int
+		backstop  bool
 		plan      partition.Plan
 	}{
-		{2, partition.Plan{
+		{2, true, partition.Plan{
 			VIPs: partition.Hosts(vip4, vip6), Buckets: 256, Default: by("src-port", partition.ByHash),
+			Services: []partition.Service{
+				{VIP: host4, Port: 80, Division: masked(by("src-addr", partition.ByHash), 24, 0)},
+				{VIP: host6, Division: masked(by("src-addr", partition.ByHash), 0, 48)},
+			},
 		}},
-		{3, partition.Plan{
+		{3, false, partition.Plan{
 			VIPs: all, Buckets: 1024, Default: by("src-addr,dst-addr,src-port,dst-port", partition.ByHash),
 			Services: []partition.Service{
 				{Proto: partition.TCP, VIP: host4, Port: 80, Division: masked(by("src-addr", partition.ByHash), 24, 48)},
@@ -59,7 +64,7 @@ func TestPackets(t *testing.T) {
 				{VIP: net6, Proto: partition.UDP, Division: masked(by("src-addr,dst-addr", partition.ByHash), 0, 64)},
 			},
 		}},
-		{5, partition.Plan{
+		{5, false, partition.Plan{
 			VIPs: all, Buckets: 64, Default: by("src-port", partition.ByBlock),
 			Services: []partition.Service{
 				{VIP: host4, Port: 80, Division: masked(by("src-addr", partition.ByBlock), 16, 0)},
@@ -73,13 +78,16 @@ func TestPackets(t *testing.T) {
 		t.Run(fmt.Sprint(c.directors), func(t *testing.T) {
 			cfg := config(time.Minute)
 			c.plan.Seed = rand.Uint32()
-			cfg.Plan = c.plan
+			cfg.Plan, cfg.Backstop = c.plan, c.backstop
 			divider, err := partition.NewDivider(cfg.Plan)
 			if err != nil {
 				t.Fatal(err)
 			}
 			w := newNetwork(t, c.directors, cfg)
 			w.beMoving()
+			if c.backstop {
+				w.beSettling()
+			}
 			w.beat(1)
 			out := w.client.wire("eth0")
 			for _, d := range w.directors {
@@ -128,6 +136,20 @@ func (w *network) beMoving() {
 	}
 }
 
+// beSettling makes each director's backstop silence some of its buckets.
+func (w *network) beSettling() {
+	for _, d := range w.directors {
+		for b := range d.rest.All() {
+			if b%3 == 0 {
+				d.settling.Add(b)
+			}
+		}
+		if err := d.filter.Settle(&d.settling, time.Minute); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
 func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 	w.t.Helper()
 	kinds, decided := map[string]int{}, map[string]int{}
@@ -135,7 +157,7 @@ func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 	for i, d := range w.directors {
 		taken[i] = map[bool]map[int]int{true: d.taken(true), false: d.taken(false)}
 	}
-	wrong, accepted := 0, make([]uint64, len(w.directors))
+	wrong, accepted, silenced := 0, make([]uint64, len(w.directors)), make([]uint64, len(w.directors))
 	for number, p := range sent {
 		packet, err := partition.ParsePacket(p.whole)
 		if err != nil {
@@ -151,6 +173,10 @@ func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 				want = 1
 				accepted[i]++
 			}
+			if want == 1 && decision.Class == partition.Rest && d.settling.Has(decision.Bucket) {
+				want = 0
+				silenced[i]++
+			}
 			if got := taken[i][p.is4()][number+1]; got != want {
 				if wrong++; wrong <= 10 {
 					w.t.Errorf("%s took %d copies of a %s, want %d: %+v, %+v, % x", d.name, got, p.kind, want, decision, packet, p.whole)
@@ -164,8 +190,8 @@ func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 	w.t.Log(kinds, decided)
 	for i, d := range w.directors {
 		s, err := d.filter.Stats()
-		if err != nil || s.Accepted != accepted[i] || s.Lapsed != 0 || s.Pieces != 0 || !s.Intact {
-			w.t.Errorf("%s should have accepted %d: %+v, %v", d.name, accepted[i], s, err)
+		if err != nil || s.Accepted != accepted[i] || s.Silenced != silenced[i] || s.Lapsed != 0 || s.Pieces != 0 || !s.Intact {
+			w.t.Errorf("%s should have accepted %d and silenced %d: %+v, %v", d.name, accepted[i], silenced[i], s, err)
 		}
 	}
 }
@@ -225,7 +251,7 @@ func (d *director) route(vips []netip.Prefix, client string) {
 }
 
 // witness makes a table that counts the frames to the shared MAC as they come,
-// and behind the filter's input chain notes every packet by its number.
+// and behind all chains of the filter notes every packet by its number.
 func (d *director) witness() {
 	d.t.Helper()
 	d.do(func() error {
@@ -249,7 +275,7 @@ func (d *director) witness() {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: sharedMAC},
 			&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: "frames"},
 		}})
-		last := nftables.ChainPriority(50)
+		last := nftables.ChainPriority(120)
 		input := c.AddChain(&nftables.Chain{
 			Name: "input", Table: d.noted, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: &last,
 		})
