@@ -30,7 +30,7 @@ type applier struct {
 	was      partition.Set // as last read back
 	up       chan struct{}
 
-	resets uint64 // owned by the engine's thread
+	resets uint64 // owned by the engine
 }
 
 type applyRequest struct{ open, gained partition.Set }

@@ -3,7 +3,7 @@
 // partition/lan enforce what the protocol decides.
 //
 // What must hold: bad input is refused before the kernel is touched; one
-// thread alone drives the protocol, and never waits for netlink, gossip or
+// goroutine alone drives the protocol, and never waits for netlink, gossip or
 // another process; the share is closed and read back before the cluster is
 // told so; after a clean stop nothing of ours is left in the kernel.
 //

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +34,7 @@ type Filter interface {
 // leaveWithin bounds how long a stop may take to give the share away.
 const leaveWithin = 2 * time.Second
 
-// An Engine drives the protocol on one thread. It is a task.
+// An Engine drives the protocol in one goroutine. It is a task.
 type Engine struct {
 	log     *slog.Logger
 	core    *membership.Core
@@ -49,6 +48,7 @@ type Engine struct {
 	nextTick time.Duration
 	calls    chan func(now time.Duration)
 	wakeFD   int
+	waiter   *waiter
 	up       chan struct{}
 	leave    context.Context
 
@@ -73,11 +73,19 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
+	fds := []int{fd}
+	for _, p := range paths {
+		fds = append(fds, p.fd)
+	}
+	w, err := newWaiter(fds...)
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
 	var inc [8]byte
 	rand.Read(inc[:])
 	e := &Engine{
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
-		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd,
+		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
 		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
 		onLead: func() {}, in: make([]byte, maxDgram), drops: map[error]uint64{},
 	}
@@ -99,7 +107,7 @@ func (e *Engine) Ready() <-chan struct{} { return e.up }
 
 func (e *Engine) String() string { return "engine" }
 
-// post makes the engine's thread call f soon. It waits while many calls wait.
+// post makes the engine call f soon. It waits while many calls wait.
 func (e *Engine) post(ctx context.Context, f func(now time.Duration)) {
 	select {
 	case e.calls <- f:
@@ -111,11 +119,11 @@ func (e *Engine) post(ctx context.Context, f func(now time.Duration)) {
 func (e *Engine) wake() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
-	// It fails only when so many wake-ups wait that the thread runs anyway.
+	// It fails only when so many wake-ups wait that the engine runs anyway.
 	_, _ = unix.Write(e.wakeFD, one[:])
 }
 
-// ask makes the engine's thread call f and waits until it has.
+// ask makes the engine call f and waits until it has.
 func (e *Engine) ask(ctx context.Context, f func(now time.Duration)) error {
 	done := make(chan struct{})
 	e.post(ctx, func(now time.Duration) { f(now); close(done) })
@@ -130,9 +138,6 @@ func (e *Engine) ask(ctx context.Context, f func(now time.Duration)) error {
 // Run drives the protocol until e.leave ends and the share is given away, or
 // ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
-	// Never unlocked: the thread's scheduling class must not reach others, so
-	// it ends with the goroutine.
-	runtime.LockOSThread()
 	e.realtime = raisePriority()
 	if e.realtime != "" {
 		e.log.Warn("load can look like death: the engine has no real-time priority", "why", e.realtime)
@@ -166,16 +171,7 @@ func (e *Engine) Run(ctx context.Context) error {
 
 // wait sleeps until something is due or arrives.
 func (e *Engine) wait() error {
-	fds := []unix.PollFd{{Fd: int32(e.wakeFD), Events: unix.POLLIN}}
-	for _, p := range e.paths {
-		fds = append(fds, unix.PollFd{Fd: int32(p.fd), Events: unix.POLLIN})
-	}
-	left := max(0, min(e.nextTick, e.core.Next())-e.now())
-	ts := unix.NsecToTimespec(int64(left))
-	if _, err := unix.Ppoll(fds, &ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
-		return fmt.Errorf("poll: %w", err)
-	}
-	return nil
+	return e.waiter.wait(min(e.nextTick, e.core.Next()) - e.now())
 }
 
 // turn drains everything, then does what is due (H2).
@@ -336,4 +332,4 @@ func (e *Engine) follow() {
 	}
 }
 
-func (e *Engine) close() error { return unix.Close(e.wakeFD) }
+func (e *Engine) close() error { return errors.Join(e.waiter.close(), unix.Close(e.wakeFD)) }

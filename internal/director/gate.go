@@ -21,7 +21,7 @@ type gate struct {
 	client *control.Client
 	delay  time.Duration
 	up     chan struct{}
-	told   string // owned by the engine's thread
+	told   string // owned by the engine
 }
 
 func newGate(e *Engine, socket string, delay time.Duration) *gate {
