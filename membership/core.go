@@ -1,7 +1,6 @@
 package membership
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -18,12 +17,16 @@ const (
 	maxPeers = 64
 	// maxExtra bounds the heartbeats sent at once between two ticks.
 	maxExtra = 8
-	// suspectAfter is after how many ticks without a heartbeat a peer's ack is
-	// no longer waited for to keep what is open. The third tick would come
-	// too late for holdFor.
-	suspectAfter = 2
-	// foreignFor is for how long a foreign heartbeat blocks gains.
-	foreignFor = 5 * time.Second
+	// scratch is how many messages of a kind one event may ask to send.
+	scratch = 16
+)
+
+// Times of the implementation; a Config may have others.
+const (
+	DefaultLinger      = 3 * time.Second
+	DefaultLingerMax   = 60 * time.Second
+	DefaultBarrierWait = 2 * time.Second
+	DefaultLeaveWithin = 10 * time.Second
 )
 
 // Watch returns L_w: for how long a watcher must wait until a lease that it
@@ -34,17 +37,44 @@ func Watch(lease time.Duration) time.Duration { return (lease + lateness) * 103 
 type Config struct {
 	Node        string // at most MaxName bytes
 	Incarnation uint64 // random, new at every start
+	Host        uint64 // the same for all that the start of one closes the kernel of; else different
 	Cluster     string
 	Share       uint16
-	Shape       uint64        // hash of all that decides a packet
+	Shape       uint64        // hash of all that decides a packet, voters apart; 0 for a witness that knows none
 	Buckets     int           // a power of two, 2 to MaxBuckets
 	Lease       time.Duration // L
 	Interval    time.Duration // I, between ticks
 	Arm         time.Duration // a: how long after arming a heartbeat it can be confirmed
 	Settle      time.Duration // between another's release of a bucket and its opening here
 	Weight      uint16
+	Witness     bool     // votes, never takes a share
+	Voters      []NodeID // at most MaxNodes; none: quorum lan, else a majority of them
+	Frames      bool     // heartbeats come as frames to the shared MAC too
+
+	Linger      time.Duration // rest of a released bucket is kept at least so long
+	LingerMax   time.Duration // and at most so long
+	BarrierWait time.Duration // bound of waiting for a Barrier
+	LeaveWithin time.Duration // bound of giving the share away before leaving
 
 	mutant mutant // deliberate errors, for tests
+}
+
+func (c *Config) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.Linger, DefaultLinger)
+	set(&c.LingerMax, DefaultLingerMax)
+	set(&c.BarrierWait, DefaultBarrierWait)
+	set(&c.LeaveWithin, DefaultLeaveWithin)
+	if c.Witness && c.Buckets == 0 {
+		c.Buckets = 64
+	}
+	c.Voters = slices.Clone(c.Voters)
+	slices.Sort(c.Voters)
+	c.Voters = slices.Compact(c.Voters)
 }
 
 // A Kind says what an Action is.
@@ -55,17 +85,21 @@ const (
 	Arm     Kind = iota // arm N, before heartbeat N is sent
 	Send                // send Message to the node To, or to all when To is 0
 	Confirm             // renew the lease if N is still armed
-	Apply               // make Open the kernel's open set; answer with Applied
+	Apply               // make Open and Rest the kernel's sets; answer with Applied
+	Barrier             // wait for connections; answer with BarrierDone(N)
 )
 
-// An Action is something to be done outside, in order.
+// An Action is something to be done outside, in order. What it points to is
+// valid until the next event.
 type Action struct {
 	Kind    Kind
 	N       uint64
 	To      NodeID
 	Message Message
 	Open    partition.Set
+	Rest    partition.Set // holds Open
 	Gained  partition.Set // of Open: the buckets that were not open before
+	Back    bool          // of a Barrier: To has caught up with this node, rather than this node with To
 }
 
 // Stats counts what a Core saw. Every way a message can be refused has one.
@@ -75,25 +109,33 @@ type Stats struct {
 	OldHeartbeats   uint64 // older than or equal to one seen (V2)
 	UnknownInc      uint64 // of another incarnation, without a fresh echo of ours
 	ForeignCluster  uint64
-	ForeignShape    uint64
-	OwnName         uint64 // another node uses our name
+	ForeignShape    uint64 // another share configuration, or voters that differ in more than one
+	ForeignVersion  uint64
+	OwnName         uint64 // another machine uses our name
+	Clones          uint64 // two machines use one peer's name
 	TooManyNodes    uint64
 	StaleAcks       uint64
 	BadAssignments  uint64
 	EpochConflicts  uint64 // one epoch with two contents
 	Refused         uint64 // buckets refused to others
 	LostGrants      uint64 // buckets open here and refused by others
+	Conflicts       uint64 // buckets that two directors had open after a split healed
+	ConflictMicros  uint64 // for how long, in all
 	Fences          uint64 // H7
 	Mutes           uint64 // H6: closed because a peer does not hear us
+	FramesLost      uint64 // closed because others hear frames and we do not
 	LateTicks       uint64
 	Confirms        uint64
 	ApplyFailures   uint64
 	AssignmentsMade uint64
+	Handovers       uint64 // buckets released to a taker that was ready
+	BarrierTimeouts uint64
 }
 
 type sentHB struct {
 	n    uint64
 	at   time.Duration
+	own  bool // this node's own ledger voted for it
 	open partition.Set
 	want partition.Set
 	acks []vote
@@ -105,36 +147,23 @@ type vote struct {
 	refused partition.Set
 }
 
-type peer struct {
-	id       NodeID
-	inc      uint64
-	hb       *Heartbeat // the newest
-	heard    bool
-	left     bool
-	foreign  bool
-	since    time.Duration // start of the present streak of being heard
-	lastRx   time.Duration
-	echoAt   time.Duration // when the newest of our heartbeats that it echoed was sent
-	missed   int           // ticks since its last heartbeat
-	fetched  time.Duration // when an assignment was last asked of it
-	answered time.Duration // when one was last sent to it
-}
-
-// A Core is one director's side of the protocol. It does no I/O and is not
-// safe for concurrent use. Times are monotonic, since any one origin.
+// A Core is one node's side of the protocol. It does no I/O and is not safe
+// for concurrent use. Times are monotonic, since any one origin.
 //
 //	          L_w of on-time ticks, gate
-//	Joining ------------------------------> Ready <--> Draining
+//	Joining ------------------------------> Ready <--> Draining --> Left
 //	   ^                                      |            |
 //	   |      all closed                      | lease lapsed, tick late
 //	   +----------------- Fenced <------------+------------+
 type Core struct {
-	cfg   Config
-	id    NodeID
-	words int
-	now   time.Duration
-	out   []Action
-	stats Stats
+	cfg     Config
+	id      NodeID
+	cluster uint32
+	words   int
+	now     time.Duration
+	out     []Action
+	spare   []Action
+	stats   Stats
 
 	state     State
 	joinSince time.Duration
@@ -143,50 +172,84 @@ type Core struct {
 	drain     bool
 	linkDown  bool
 	leaving   bool
+	leaveAt   time.Duration
 	farewells int
+	spoke     time.Duration // when the first heartbeat was sent, or 0
 	pingAt    time.Duration
+	reach     uint8
+	freeze    uint32
+	cloneAt   time.Duration // another machine was heard under our name
+	strangeAt time.Duration // something else showed that it serves the share
+	frameAt   time.Duration
+	degrade   bool // as last told
+	degraded  latch
+	impaired  latch
+	noFrames  bool
 
 	// holder
 	n          uint64
 	sent       [ringSize]sentHB
 	open       partition.Set // what the kernel may have open
 	sure       partition.Set // what it had at the last read back
+	rest       partition.Set // what its set rest holds, at the last read back
 	unsure     bool          // the last read back failed
 	applying   bool
 	asked      partition.Set // of the apply under way
+	askedRest  partition.Set
 	closeReq   partition.Set // to close whatever the assignment says
 	closeAll   bool
 	minConfirm uint64
 	confirmed  uint64
 	confirmAt  time.Duration // when heartbeat confirmed was sent
-	heldSince  time.Duration // when open was last empty
+	heldSince  time.Duration // when nothing was held
 	cleared    [MaxBuckets]uint64
 	releasedAt [MaxBuckets]time.Duration
 	wake       time.Duration
+	retryAt    time.Duration // when refused wants are claimed again before the next tick, or 0
+	won        partition.Set // refusals of them are a healed split's, not a loss
+	wonUntil   time.Duration
+	conflictAt time.Duration
+
+	// hand-over
+	taking    partition.Set // wanted in rest before another gives them up
+	lingering partition.Set // kept in rest after they were given up
+	lingerAt  [MaxBuckets]time.Duration
+	halfOpen  partition.Set
+	token     uint64
 
 	// voter
 	started time.Duration
 	maxLw   time.Duration
+	shape   uint64 // of the promises, for a witness
 	ledger  [MaxBuckets]promise
 
 	// who is here
-	peers    map[NodeID]*peer
+	peers    []*peer // in the order of their ids
+	drained  bool    // nothing waited unread when this event began
 	lastTick time.Duration
 	streak   time.Duration // since when all ticks were on time
 	extra    int
-	lastHB   *Heartbeat
 
 	// master
 	assign *Assignment
 	mine   partition.Set
+	since  Epoch
+	cands  []candidate
+
+	// messages, used in turn so that none is allocated
+	draft, last Heartbeat
+	hbs         [scratch]Heartbeat
+	acks        [scratch]Ack
+	ackN        int
 }
 
 // New returns a Core whose kernel table is closed (H1), at time now.
 func New(cfg Config, now time.Duration) *Core {
+	cfg.defaults()
 	c := &Core{
-		cfg: cfg, id: ID(cfg.Node), words: max(1, cfg.Buckets/64), now: now,
+		cfg: cfg, id: ID(cfg.Node), cluster: ClusterID(cfg.Cluster), words: max(1, cfg.Buckets/64), now: now,
 		joinSince: now, started: now, maxLw: Watch(cfg.Lease), lastTick: now, streak: now, heldSince: now,
-		peers: map[NodeID]*peer{}, wake: never,
+		wake: never, frameAt: now, cloneAt: -time.Hour, strangeAt: -time.Hour, since: unlisted,
 	}
 	for b := range c.releasedAt {
 		c.releasedAt[b] = -time.Hour
@@ -196,41 +259,43 @@ func New(cfg Config, now time.Duration) *Core {
 
 const never = time.Duration(1<<63 - 1)
 
-// Actions returns what is to be done since the last call, in order. The slice
-// is valid until the next call of any method.
+// Actions returns what is to be done since the last call, in order; call it
+// after every event. The slice is valid until the next event.
 func (c *Core) Actions() []Action {
 	out := c.out
-	c.out = c.out[len(c.out):]
+	c.out, c.spare = c.spare[:0], out
 	return out
 }
 
 // Next returns when Wake wants to be called, besides the ticks.
 func (c *Core) Next() time.Duration { return c.wake }
 
+func (c *Core) majority() bool { return len(c.cfg.Voters) > 0 }
+
 // holdFor is how long after the last granted heartbeat was sent the open
 // buckets are closed by hand (H4). The kernel ends them after L without it;
-// this leaves a third of the lease to tell the others, and lets a peer be
-// suspected first.
-func (c *Core) holdFor() time.Duration { return c.cfg.Lease * 2 / 3 }
+// this leaves half the lease to tell the others.
+func (c *Core) holdFor() time.Duration { return c.cfg.Lease / 2 }
+
+// deafAfter is how long after the newest heartbeat of ours that a peer echoed
+// it is taken for deaf: before holdFor, so that a deaf peer whom others can
+// hear does not close what it cannot ack.
+func (c *Core) deafAfter() time.Duration { return c.cfg.Lease * 5 / 12 }
 
 // begin starts every event. A daemon that was stopped hears of it here before
 // it acts on anything that waited for it meanwhile (H7).
 func (c *Core) begin(now time.Duration) {
-	c.now = now
+	c.now, c.drained = now, false
 	if now-max(c.lastTick, c.streak) > c.cfg.Lease && c.cfg.mutant&countStalledSilence == 0 {
 		c.streak = now
 		c.fence()
 	}
 }
 
-// deafAfter is how long after the newest heartbeat of ours that a peer echoed
-// it is taken for deaf: before holdFor, so that a deaf peer whom others can
-// hear does not close what it cannot ack.
-func (c *Core) deafAfter() time.Duration { return c.cfg.Lease / 2 }
-
 // Tick is due every Interval, after all sockets were drained (H2).
 func (c *Core) Tick(now time.Duration) {
 	c.begin(now)
+	c.drained = true
 	gap := now - c.lastTick
 	c.lastTick = now
 	c.extra = 0
@@ -255,6 +320,8 @@ func (c *Core) Tick(now time.Duration) {
 			p.heard = false
 		}
 	}
+	c.judgeSelf()
+	c.endLinger()
 	c.settleState()
 	c.step()
 	c.heartbeat()
@@ -267,25 +334,34 @@ func (c *Core) silence(p *peer) time.Duration {
 	return Watch(max(p.hb.Lease, c.cfg.Lease))
 }
 
-// Wake does what has become due since the last event.
+// Wake does what has become due since the last event. It is called after all
+// sockets were drained.
 func (c *Core) Wake(now time.Duration) {
 	c.begin(now)
+	c.drained = true
 	c.finish()
 }
 
+// ours reports whether a message is of our cluster and share, and another's.
+func (c *Core) ours(h *Header) bool {
+	if h.Cluster != c.cluster || h.Share != c.cfg.Share {
+		c.stats.ForeignCluster++
+		return false
+	}
+	return true
+}
+
 // Receive acts on one message that was opened with the cluster's key. now is
-// taken after it was read (V2).
+// taken after it was read (V2). Only an assignment is kept; all else is the
+// caller's again.
 func (c *Core) Receive(now time.Duration, m Message) {
 	c.begin(now)
 	h := m.header()
-	if h.Cluster != ClusterID(c.cfg.Cluster) || h.Share != c.cfg.Share {
-		c.stats.ForeignCluster++
+	if !c.ours(h) {
 		return
 	}
 	if h.From == c.id {
-		if h.Inc != c.cfg.Incarnation {
-			c.stats.OwnName++
-		}
+		c.ownName(m)
 		return
 	}
 	switch m := m.(type) {
@@ -301,17 +377,56 @@ func (c *Core) Receive(now time.Duration, m Message) {
 	c.finish()
 }
 
-// Foreign notes a node that speaks another version of the protocol.
-func (c *Core) Foreign(now time.Duration, from NodeID) {
-	c.begin(now)
-	if p := c.peer(from); p != nil {
-		p.foreign, p.lastRx = true, now
+// ownName acts on a message of another machine with this node's name. Of two
+// newcomers, and of two that serve, the one with the lower host goes on.
+func (c *Core) ownName(m Message) {
+	hb, ok := m.(*Heartbeat)
+	if !ok || hb.Inc == c.cfg.Incarnation || hb.Host == c.cfg.Host {
+		return
+	}
+	c.stats.OwnName++
+	lower := hb.Host < c.cfg.Host
+	switch {
+	case c.state == Joining:
+		if lower || hb.State != Joining {
+			c.cloneAt = c.now
+		}
+	case lower && hb.State != Joining:
+		c.cloneAt = c.now
+		c.fence()
+		c.finish()
 	}
 }
 
-// Applied answers an Apply: open is what was read back afterwards; known says
-// whether that could be done.
-func (c *Core) Applied(now time.Duration, open partition.Set, known bool) {
+// Frame notes that an authentic message came as a frame to the shared MAC, the
+// way that the clients' packets take.
+func (c *Core) Frame(now time.Duration, m Message) {
+	if h := m.header(); h.Cluster == c.cluster && h.Share == c.cfg.Share && h.From != c.id {
+		c.now, c.frameAt = now, now
+	}
+}
+
+// Foreign notes a message of a version too far from ours, as Decode returns
+// it: only that its sender is there.
+func (c *Core) Foreign(now time.Duration, m Message) {
+	c.begin(now)
+	h := m.header()
+	if !c.ours(h) || h.From == c.id {
+		return
+	}
+	c.stats.ForeignVersion++
+	if p := c.addPeer(h.From); p != nil {
+		p.foreign, p.holds, p.lastRx, p.heard = true, true, now, false
+	}
+}
+
+// Stranger notes that something which sends no heartbeats serves the share: it
+// answers ARP for the VIP, say. A newcomer stays out for some seconds.
+func (c *Core) Stranger(now time.Duration) { c.now, c.strangeAt = now, now }
+
+// Applied answers an Apply: open and rest are what was read back afterwards;
+// known says whether that could be done.
+func (c *Core) Applied(now time.Duration, open, rest partition.Set, known bool) {
 	c.begin(now)
 	if !c.applying {
 		return
@@ -319,11 +434,11 @@ func (c *Core) Applied(now time.Duration, open partition.Set, known bool) {
 	c.applying = false
 	c.unsure = !known
 	if known {
-		if open != c.asked {
+		if open != c.asked || rest != c.askedRest {
 			c.stats.ApplyFailures++
 		}
 		c.sure = open
-		c.setOpen(open)
+		c.setHeld(open, rest)
 		if c.closeReq.Intersect(open) != c.closeReq {
 			c.minConfirm = c.n + 1
 		}
@@ -331,14 +446,19 @@ func (c *Core) Applied(now time.Duration, open partition.Set, known bool) {
 	} else {
 		c.stats.ApplyFailures++
 	}
-	if c.closeAll && known && open.Empty() {
-		c.closeAll = false
-		if c.state == Fenced {
-			c.state = Joining
-			c.joinSince = now
-		}
-	}
+	c.closed()
 	c.finish()
+}
+
+// closed ends closeAll once the kernel is known to be closed.
+func (c *Core) closed() {
+	if !c.closeAll || c.applying || c.unsure || !c.open.Empty() || !c.rest.Empty() || c.leaving {
+		return
+	}
+	c.closeAll = false
+	if c.state == Fenced {
+		c.state, c.joinSince = Joining, c.now
+	}
 }
 
 // Lost says that the kernel's table was found changed by others and has been
@@ -347,9 +467,29 @@ func (c *Core) Lost(now time.Duration) {
 	c.begin(now)
 	if !c.applying {
 		c.sure = partition.Set{}
-		c.setOpen(partition.Set{})
+		c.setHeld(partition.Set{}, partition.Set{})
 	}
 	c.finish()
+}
+
+// BarrierDone answers the Barrier with that token.
+func (c *Core) BarrierDone(now time.Duration, token uint64) {
+	c.begin(now)
+	for _, p := range c.peers {
+		if token != 0 && p.in.token == token {
+			c.caughtUp(p)
+		}
+		if token != 0 && p.back.token == token {
+			c.caughtBack(p)
+		}
+	}
+	c.finish()
+}
+
+// SetHalfOpen tells in which lingering buckets there are half-open
+// connections: they are kept in rest until there are none.
+func (c *Core) SetHalfOpen(now time.Duration, buckets partition.Set) {
+	c.now, c.halfOpen = now, buckets
 }
 
 // SetGate tells the state gate: full, this node holds the cluster's
@@ -361,6 +501,28 @@ func (c *Core) SetGate(now time.Duration, full, cold bool) {
 // PingOK says that a ping node answered: our sending works.
 func (c *Core) PingOK(now time.Duration) { c.now, c.pingAt = now, now }
 
+// SetReach tells how many ping nodes answer. Who reaches fewer than others is
+// not eligible (heartbeat's ipfail).
+func (c *Core) SetReach(now time.Duration, nodes int) { c.now, c.reach = now, uint8(min(nodes, 255)) }
+
+// SetDegraded tells that this node would serve, but worse than a healthy one.
+func (c *Core) SetDegraded(now time.Duration, on bool) { c.now, c.degrade = now, on }
+
+// SetWeight changes this node's weight.
+func (c *Core) SetWeight(now time.Duration, w uint16) { c.now, c.cfg.Weight = now, w }
+
+// Freeze stops all planned moves in the whole cluster, or lets them go on.
+func (c *Core) Freeze(now time.Duration, on bool) {
+	c.begin(now)
+	if c.Frozen() != on {
+		c.freeze++
+	}
+	c.finish()
+}
+
+// Frozen reports whether planned moves are stopped.
+func (c *Core) Frozen() bool { return c.freeze%2 == 1 }
+
 // Drain gives the share away, or takes part again.
 func (c *Core) Drain(now time.Duration, on bool) {
 	c.begin(now)
@@ -368,7 +530,7 @@ func (c *Core) Drain(now time.Duration, on bool) {
 	switch {
 	case on && c.state == Ready:
 		c.state = Draining
-	case !on && c.state == Draining:
+	case !on && c.state == Draining && !c.leaving:
 		c.state = Ready
 	}
 	c.finish()
@@ -381,113 +543,20 @@ func (c *Core) Fence(now time.Duration) {
 	c.finish()
 }
 
-// Leave closes everything and then says farewell.
+// Leave gives the share away, closes everything and then says farewell.
 func (c *Core) Leave(now time.Duration) {
 	c.begin(now)
-	c.leaving, c.closeAll = true, true
+	if !c.leaving {
+		c.leaving, c.leaveAt = true, now
+	}
+	if c.state == Ready {
+		c.state = Draining
+	}
 	c.finish()
 }
 
 // Gone reports whether all is closed and the farewell was sent a few times.
 func (c *Core) Gone() bool { return c.farewells >= 3 }
-
-func (c *Core) do(a Action) { c.out = append(c.out, a) }
-
-func (c *Core) send(to NodeID, m Message) {
-	c.do(Action{Kind: Send, To: to, Message: m})
-}
-
-func (c *Core) head() Header {
-	return Header{c.cfg.Share, ClusterID(c.cfg.Cluster), c.id, c.cfg.Incarnation}
-}
-
-func (c *Core) peer(id NodeID) *peer {
-	if p := c.peers[id]; p != nil {
-		return p
-	}
-	if len(c.peers) >= maxPeers {
-		var oldest *peer
-		for _, p := range c.peers {
-			if !p.heard && (oldest == nil || p.lastRx < oldest.lastRx) {
-				oldest = p
-			}
-		}
-		if oldest == nil {
-			return nil
-		}
-		delete(c.peers, oldest.id)
-	}
-	p := &peer{id: id, echoAt: -time.Hour, fetched: -time.Hour, answered: -time.Hour}
-	c.peers[id] = p
-	return p
-}
-
-// heardPeers returns the peers heard, in the order of their ids.
-func (c *Core) heardPeers() []*peer {
-	var ps []*peer
-	for _, p := range c.peers {
-		if p.heard {
-			ps = append(ps, p)
-		}
-	}
-	slices.SortFunc(ps, func(a, b *peer) int { return cmp.Compare(a.id, b.id) })
-	return ps
-}
-
-// settleState passes the gate when it may be passed (H7, state gate).
-func (c *Core) settleState() {
-	if c.state != Joining || c.leaving || c.linkDown || c.closeAll || c.unsure || !c.open.Empty() {
-		return
-	}
-	if c.now-c.joinSince <= c.maxLw || c.foreign() {
-		return
-	}
-	if !c.gateFull && (!c.gateCold || c.served()) {
-		return
-	}
-	c.state = Ready
-	if c.drain {
-		c.state = Draining
-	}
-}
-
-// served reports whether anybody who is heard holds a bucket.
-func (c *Core) served() bool {
-	for _, p := range c.peers {
-		if p.heard && !p.hb.Open.Empty() {
-			return true
-		}
-	}
-	return false
-}
-
-func (c *Core) foreign() bool {
-	for _, p := range c.peers {
-		if p.foreign && c.now-p.lastRx < foreignFor {
-			return true
-		}
-	}
-	return false
-}
-
-// finish ends every event: act on what it changed, and tell at once.
-func (c *Core) finish() {
-	c.settleState()
-	c.step()
-	if c.changed() && c.extra < maxExtra {
-		c.extra++
-		c.heartbeat()
-	}
-}
-
-func (c *Core) step() {
-	c.wake = never
-	c.lead()
-	c.guard()
-	c.evaluate()
-	c.steer()
-	c.confirm()
-}
 
 // SetLink tells whether the LAN's carrier is there. Without it everything is
 // closed, and the share waits until it is back (H7).
@@ -503,3 +572,46 @@ func (c *Core) SetLink(now time.Duration, up bool) {
 	c.joinSince = now
 	c.finish()
 }
+
+func (c *Core) do(a Action) { c.out = append(c.out, a) }
+
+func (c *Core) send(to NodeID, m Message) {
+	c.do(Action{Kind: Send, To: to, Message: m})
+}
+
+func (c *Core) head() Header {
+	return Header{c.cfg.Share, c.cluster, c.id, c.cfg.Incarnation}
+}
+
+// finish ends every event: act on what it changed, and tell at once.
+func (c *Core) finish() {
+	c.settleState()
+	c.step()
+	if (c.changed() || c.retryAt != 0 && c.now >= c.retryAt) && c.extra < maxExtra {
+		c.extra++
+		c.heartbeat()
+	}
+}
+
+func (c *Core) step() {
+	c.wake = never
+	if c.cfg.Witness {
+		c.depart()
+		return
+	}
+	c.lead()
+	c.settleConflicts()
+	c.guard()
+	c.evaluate()
+	c.depart()
+	c.prepare()
+	c.steer()
+	c.confirm()
+	c.watchDeaf()
+	if c.retryAt > c.now {
+		c.later(c.retryAt)
+	}
+}
+
+// later asks for a Wake at time at.
+func (c *Core) later(at time.Duration) { c.wake = min(c.wake, at) }

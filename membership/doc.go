@@ -13,22 +13,52 @@
 // kernel may have open; Core acts on an event completely before the next one.
 //
 // A [Core] takes events (Tick, Receive, Applied, ...) with the caller's
-// monotonic time and returns ordered actions: arm, send, confirm, apply. Arm,
-// send and confirm are done in order and at once; apply may take any time and
-// is answered with Applied.
+// monotonic time and returns ordered actions: arm, send, confirm, apply,
+// barrier. Arm, send and confirm are done in order and at once; apply and
+// barrier may take any time and are answered with Applied and BarrierDone.
+// Tick and Wake are called after all sockets were drained. In steady state no
+// event allocates.
+//
+// # Who must grant
+//
+// Without voters (quorum lan): to keep its buckets a director needs the answer
+// of every director that it hears, but of those that have fallen silent, and a
+// refusal of none; to gain one it needs the grant of everyone whom it hears
+// and whom those hear. With voters (quorum majority): the grants of more than
+// half of them, directors or witnesses, for both. Two nodes whose lists differ
+// in one voter get on, since any two such majorities share a voter; so change
+// one at a time, and everywhere before the next.
+//
+// Under lan, and only there, two sides of a healed split may both have a
+// bucket open until the first heartbeat has passed between them. Then the side
+// with more members keeps it, or the senior, or the lower name.
+//
+// # Hand-over
+//
+// A planned move makes before it breaks. The taker catches up with the giver's
+// connections (Barrier), takes the bucket's established flows beside it
+// (rest), and says so; the giver then closes the bucket for new flows and keeps
+// rest for some seconds; the taker claims what is free now. Who dies on the
+// way is treated as anybody who dies. Without a taker nothing is released.
+//
+// Presence is not membership: with another share configuration, with voters
+// that differ by more than one, with another machine of the same name about,
+// a newcomer stays out and a holder takes nothing more from such a holder.
 //
 // # The wire
 //
 // All messages are sealed (internal/seal, purpose "heartbeat"). Numbers are
-// big-endian. A receiver ignores bytes after the last field it knows; a
-// message of another version tells it only that its sender is there.
+// big-endian. A version differs from the one before only in fields after its
+// last. A receiver ignores bytes after the last field it knows, and so
+// understands the next version as well as its own; a message of any other
+// tells it only that its sender is there. Version 1 is not understood.
 //
 // Every message begins with
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //	+---------------+---------------+-------------------------------+
-//	|     type      |  version = 1  |            share id           |
+//	|     type      |  version = 2  |            share id           |
 //	+---------------+---------------+-------------------------------+
 //	|                  cluster (SHA-256 of its name)                |
 //	+---------------------------------------------------------------+
@@ -50,24 +80,41 @@
 //	+---------------------------------------------------------------+
 //	|                   lease in microseconds                       |
 //	+---------------------------------------------------------------+
-//	|                   shape (8 bytes)                             |
+//	|                   shape (8 bytes), 0: unknown to a witness    |
+//	+---------------------------------------------------------------+
+//	|                   host (8 bytes)                              |
 //	+---------------------------------------------------------------+
 //	|                   epoch (16 bytes)                            |
 //	+---------------------------------------------------------------+
 //	|                   assignment's hash (8 bytes)                 |
+//	+---------------------------------------------------------------+
+//	|       first listed at term (4 bytes), counter (4 bytes)       |
 //	+---------------+---------------+-------------------------------+
-//	|     state     |     flags     |            weight             |
-//	+---------------+---------------+-------------------------------+
+//	|     state     |     seats     |             flags             |
+//	+---------------+---------------+---------------+---------------+
+//	|            weight             |     reach     |     zero      |
+//	+-------------------------------+---------------+---------------+
+//	|                            freeze                             |
+//	+---------------------------------------------------------------+
 //	| words, then the sets open, want and rest                      |
 //	+---------------------------------------------------------------+
 //	| length of the name (1), the name                              |
+//	+---------------------------------------------------------------+
+//	| count of voters (1), per voter: node (8)                      |
 //	+---------------------------------------------------------------+
 //	| count of heard peers (1), per peer: node (8), incarnation (8),|
 //	| newest n heard (8)                                            |
 //	+---------------------------------------------------------------+
 //
-// claims are open and want together. Flag 1 says that the sender leaves: it
-// has closed everything and sends nothing more.
+// claims are open and want together; rest is where established flows are
+// served. host tells two machines with one name apart: the start of a daemon
+// has closed the kernel of any before it with the same host, and of no other.
+// seats is how many members the assignment has, reach how many ping nodes
+// answer. freeze counts how often planned moves were stopped and let go again;
+// the highest that is heard holds, and odd is stopped. States: 0 joining,
+// 1 ready, 2 draining, 3 fenced, 4 left. Flags: 1 has closed everything and
+// sends nothing more, 2 is about to, 4 witness, 8 degraded, 16 reaches fewer
+// ping nodes than others, 32 hears frames to the shared MAC.
 //
 // Ack (type 2): to (8), to's incarnation (8), n (8), epoch (16), the
 // assignment's hash (8), words (1), the sets granted and refused. A bucket in

@@ -1,23 +1,29 @@
 package membership
 
 import (
+	"time"
+
 	"saru/partition"
 )
 
-// setOpen sets what the kernel may have open.
-func (c *Core) setOpen(s partition.Set) {
-	if c.open.Empty() {
+// setHeld sets what the kernel may have open, and what it has in rest.
+func (c *Core) setHeld(open, rest partition.Set) {
+	if c.open.Empty() && c.rest.Empty() {
 		c.heldSince = c.now
 	}
-	c.open = s
+	c.open, c.rest = open, rest
 }
+
+// holds reports whether a lease is of use.
+func (c *Core) holds() bool { return !c.open.Empty() || !c.rest.Empty() }
 
 // fence closes everything and joins anew (H7).
 func (c *Core) fence() {
 	c.stats.Fences++
 	c.joinSince = c.now
 	c.minConfirm = c.n + 1
-	if c.open.Empty() && !c.applying {
+	c.taking, c.lingering = partition.Set{}, partition.Set{}
+	if !c.holds() && !c.applying && !c.unsure {
 		c.state = Joining
 		return
 	}
@@ -25,40 +31,9 @@ func (c *Core) fence() {
 	c.closeAll = true
 }
 
-// deaf reports whether p, who is heard, has not heard us for some time.
-func (c *Core) deaf(p *peer) bool {
-	return c.now-max(p.echoAt, p.since) > c.deafAfter()
-}
-
-// confirmedSender reports whether somebody other than p hears us, so that p's
-// not hearing us is p's failure and not ours.
-func (c *Core) confirmedSender(p *peer) bool {
-	if c.pingAt > 0 && c.now-c.pingAt < c.cfg.Lease {
-		return true
-	}
-	for _, q := range c.peers {
-		if q != p && q.heard && c.now-q.echoAt <= c.deafAfter() {
-			return true
-		}
-	}
-	return false
-}
-
-// hearsNobody reports whether p is deaf altogether: whatever it concludes, the
-// clients' frames take the way of the heartbeats that it does not hear.
-func (c *Core) hearsNobody(p *peer) bool {
-	return c.deaf(p) && c.confirmedSender(p) && len(p.hb.Heard) == 0
-}
-
-// suspected reports whether p is taken for dead as far as keeping goes. Who
-// did not hear us when it was last heard is not dead but perhaps taking over.
-func (c *Core) suspected(p *peer) bool {
-	return p.missed >= suspectAfter && p.lastRx-p.echoAt <= c.deafAfter()
-}
-
 // guard closes what must not stay open (H4, H6, H7).
 func (c *Core) guard() {
-	if c.open.Empty() {
+	if !c.holds() {
 		return
 	}
 	held := c.now - max(c.confirmAt, c.heldSince)
@@ -67,21 +42,27 @@ func (c *Core) guard() {
 		c.fence()
 		return
 	}
-	if held > c.holdFor() {
-		c.giveUp(c.open)
+	if held <= c.holdFor() {
+		if c.state != Fenced {
+			c.later(max(c.confirmAt, c.heldSince) + c.holdFor() + time.Microsecond)
+		}
+		return
 	}
-	for _, p := range c.peers {
-		if p.heard && c.deaf(p) && !c.confirmedSender(p) {
-			if c.giveUp(c.open) {
+	c.taking, c.lingering = partition.Set{}, partition.Set{}
+	if c.giveUp(c.open) && !c.majority() {
+		for _, p := range c.peers {
+			if p.director() && c.deaf(p) && !c.confirmedSender(p) {
 				c.stats.Mutes++
+				break
 			}
-			return
 		}
 	}
 }
 
 // giveUp closes s, and lets nothing be confirmed that was armed before (H4).
 func (c *Core) giveUp(s partition.Set) bool {
+	c.lingering = c.lingering.Minus(s)
+	c.taking = c.taking.Minus(s)
 	if c.closeReq.Contains(s) {
 		return false
 	}
@@ -90,62 +71,10 @@ func (c *Core) giveUp(s partition.Set) bool {
 	return true
 }
 
-// granted judges the answers to one sent heartbeat (H6): whether what was open
-// may be kept, which of it was refused, and which wanted buckets everybody
-// granted.
-func (c *Core) granted(s *sentHB) (kept bool, refused, gained partition.Set) {
-	kept, gained = true, s.want
-	for i := range s.acks {
-		if p := c.peers[s.acks[i].from]; c.cfg.mutant&ineligibleIsFree != 0 && p != nil && p.heard && p.hb.State != Ready {
-			continue
-		}
-		refused = refused.Union(s.acks[i].refused)
-		yes := s.acks[i].granted
-		if c.cfg.mutant&refusedIsAbsent != 0 {
-			yes = yes.Union(s.acks[i].refused)
-		}
-		gained = gained.Intersect(yes)
-	}
-	for _, p := range c.peers {
-		if !p.heard || p.hb.State != Ready && c.cfg.mutant&ineligibleIsFree != 0 {
-			continue
-		}
-		deaf := c.deaf(p) && c.confirmedSender(p)
-		if !s.answered(p.id) {
-			if !deaf && !c.suspected(p) {
-				kept = false
-			}
-			if !c.hearsNobody(p) {
-				gained = partition.Set{}
-			}
-		}
-		for _, e := range p.hb.Heard {
-			if e.Node != c.id && !s.answered(e.Node) && !c.hasLeft(e) {
-				gained = partition.Set{}
-			}
-		}
-	}
-	if c.foreign() {
-		gained = partition.Set{}
-	}
-	if c.cfg.mutant&refusedIsAbsent != 0 {
-		refused = partition.Set{}
-	}
-	return kept, refused, gained
-}
-
-func (c *Core) hasLeft(e Echo) bool {
-	p := c.peers[e.Node]
-	return p != nil && p.left && p.inc == e.Inc
-}
-
-func (s *sentHB) answered(id NodeID) bool {
-	for i := range s.acks {
-		if s.acks[i].from == id {
-			return true
-		}
-	}
-	return false
+// lapsed reports whether nothing that may be open can still be accepted: the
+// lease has surely ended, and cannot be renewed before all is known closed.
+func (c *Core) lapsed() bool {
+	return c.closeAll && c.now-max(c.confirmAt, c.heldSince) > Watch(c.cfg.Lease)
 }
 
 // recent yields the sent heartbeats that can still be confirmed, newest first.
@@ -161,11 +90,28 @@ func (c *Core) recent(yield func(*sentHB) bool) {
 	}
 }
 
+// ripe reports whether the answers to s may be judged now. An answer came after
+// s was sent; that nobody need answer must be known as of then, too: not from
+// what was heard before a stall that came between deciding on s and sending it.
+func (c *Core) ripe(s *sentHB) bool {
+	if c.drained || len(s.acks) > 0 {
+		return true
+	}
+	c.later(c.now)
+	return false
+}
+
 // evaluate closes what a voter refused (H4).
 func (c *Core) evaluate() {
+	if c.open.Empty() {
+		return
+	}
 	for s := range c.recent {
-		_, refused, _ := c.granted(s)
-		lost := refused.Intersect(s.open).Intersect(c.open).Minus(c.closeReq)
+		v := c.granted(s)
+		if v.refused.Empty() {
+			continue
+		}
+		lost := v.refused.Intersect(s.open).Intersect(c.open).Minus(c.closeReq)
 		for b := range lost.All() {
 			if c.cleared[b] > s.n {
 				lost.Remove(b) // given up for it, and granted again since
@@ -183,21 +129,24 @@ func (c *Core) evaluate() {
 // in a heartbeat since (VOID).
 func (c *Core) gains() partition.Set {
 	var all partition.Set
-	if c.closeAll || c.leaving || c.unsure {
+	if c.closeAll || c.unsure {
 		return all
 	}
 	for s := range c.recent {
 		if s.n < c.confirmed || s.n < c.minConfirm {
 			break
 		}
-		_, _, g := c.granted(s)
-		for b := range g.Minus(all).All() {
+		if s.want.Empty() || !c.ripe(s) {
+			continue
+		}
+		v := c.granted(s)
+		for b := range v.gain.Minus(all).All() {
 			void := c.cleared[b] > s.n && c.cfg.mutant&noVoid == 0
 			if void || c.open.Has(b) || !c.mine.Has(b) {
 				continue
 			}
-			if at := c.releasedAt[b] + c.cfg.Settle; c.now < at {
-				c.wake = min(c.wake, at)
+			if at := c.releasedAt[b] + c.cfg.Settle; c.now < at && c.cfg.mutant&noSettle == 0 {
+				c.later(at)
 				continue
 			}
 			all.Add(b)
@@ -206,55 +155,54 @@ func (c *Core) gains() partition.Set {
 	return all
 }
 
-// steer asks for the open set that assignment, grants and guards lead to. One
-// request is under way at a time; until it is read back, all that was or will
-// be open counts as open (H4).
+// steer asks for the sets that assignment, grants, guards and hand-over lead
+// to. One request is under way at a time; until it is read back, all that was
+// or will be open counts as open (H4).
 func (c *Core) steer() {
 	if c.applying {
 		return
 	}
-	desired := c.open.Intersect(c.keep()).Minus(c.closeReq)
+	release := c.releases().Intersect(c.open).Minus(c.closeReq)
 	gained := c.gains()
-	desired = desired.Union(gained)
+	open := c.open.Minus(release).Minus(c.closeReq).Union(gained)
+	for b := range release.All() {
+		c.lingerAt[b] = c.now
+		c.stats.Handovers++
+	}
+	c.lingering = c.lingering.Union(release)
+	rest := open.Union(c.lingering).Union(c.taking)
 	if c.closeAll {
-		desired = partition.Set{}
+		open, rest = partition.Set{}, partition.Set{}
 	}
-	if desired == c.sure && !c.unsure {
+	if open == c.sure && rest == c.rest && !c.unsure {
 		c.closeReq = c.closeReq.Intersect(c.open)
-		if c.closeAll && c.open.Empty() && c.state == Fenced {
-			c.closeAll, c.state, c.joinSince = false, Joining, c.now
-		}
+		c.closed()
 		return
 	}
-	c.applying, c.asked = true, desired
-	c.do(Action{Kind: Apply, Open: desired, Gained: gained})
+	c.applying, c.asked, c.askedRest = true, open, rest
+	c.do(Action{Kind: Apply, Open: open, Rest: rest, Gained: gained})
 	if c.cfg.mutant&releaseBeforeCommit != 0 {
-		c.setOpen(desired)
+		c.setHeld(open, c.rest)
 		return
 	}
-	c.setOpen(c.open.Union(desired))
-}
-
-// keep returns the buckets that need not be released to follow the assignment.
-func (c *Core) keep() partition.Set {
-	if c.assign == nil {
-		return c.open
-	}
-	return c.mine
+	c.setHeld(c.open.Union(open), c.rest)
 }
 
 // confirm renews the lease for the newest heartbeat that covers all that may
 // be open (H3).
 func (c *Core) confirm() {
-	if c.open.Empty() || c.unsure || c.closeAll || c.leaving {
+	if !c.holds() || c.unsure || c.closeAll {
 		return
 	}
 	for s := range c.recent {
 		if s.n <= c.confirmed || s.n < c.minConfirm {
 			return
 		}
-		kept, refused, gained := c.granted(s)
-		if !kept || c.open.Minus(s.open.Minus(refused)).Minus(gained) != (partition.Set{}) {
+		if !c.ripe(s) {
+			continue
+		}
+		v := c.granted(s)
+		if !v.heard || !v.keep.Union(v.gain).Contains(c.open) {
 			continue
 		}
 		c.confirmed, c.confirmAt = s.n, s.at
@@ -268,10 +216,13 @@ func (c *Core) confirm() {
 // peer has open, or that are promised to somebody, are asked for when they are
 // free: a claim that comes first could otherwise take them from their holder.
 func (c *Core) wants() partition.Set {
-	if c.state != Ready && c.state != Draining || c.closeAll || c.leaving || c.unsure {
+	if c.state != Ready && c.state != Draining || c.closeAll || c.unsure || c.mine.Empty() {
 		return partition.Set{}
 	}
 	want := c.mine.Minus(c.open).Minus(c.closeReq)
+	if want.Empty() {
+		return want
+	}
 	for _, p := range c.peers {
 		if p.heard && !c.hearsNobody(p) && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
 			want = want.Minus(p.hb.Open)
@@ -285,29 +236,64 @@ func (c *Core) wants() partition.Set {
 	return want
 }
 
-func (c *Core) compose() *Heartbeat {
-	hb := &Heartbeat{
-		Header: c.head(), N: c.n + 1, Lease: c.cfg.Lease, Shape: c.cfg.Shape, State: c.state,
-		Weight: c.cfg.Weight, Words: c.words, Open: c.open, Rest: c.open, Name: c.cfg.Node,
+// compose writes what the next heartbeat says into hb.
+func (c *Core) compose(hb *Heartbeat) {
+	heard := hb.Heard[:0]
+	*hb = Heartbeat{
+		Header: c.head(), N: c.n + 1, Lease: c.cfg.Lease, Shape: c.cfg.Shape, Host: c.cfg.Host, State: c.state, Flags: c.flags(),
+		Since: Epoch{Term: c.since.Term, Counter: c.since.Counter}, Weight: c.cfg.Weight, Reach: c.reach, Freeze: c.freeze,
+		Words: c.words, Open: c.open, Want: c.wants(), Rest: c.rest, Name: c.cfg.Node, Voters: c.cfg.Voters,
 	}
 	hb.Epoch, hb.Hash = c.epoch()
-	if c.leaving && c.open.Empty() && !c.applying && !c.unsure {
-		hb.Flags, hb.State = FlagLeave, Left
+	if c.assign != nil {
+		hb.Seats = uint8(len(c.assign.Seats))
 	}
-	hb.Want = c.wants()
-	for _, p := range c.heardPeers() {
-		hb.Heard = append(hb.Heard, Echo{p.id, p.inc, p.hb.N})
+	if c.lapsed() {
+		hb.Open = partition.Set{}
 	}
-	return hb
+	switch {
+	case c.unsure:
+		hb.Rest = partition.Set{} // a promise to serve, so only what is sure
+	case c.applying:
+		hb.Rest = hb.Rest.Intersect(c.askedRest)
+	}
+	if hb.Flags&FlagLeave != 0 {
+		hb.State = Left
+	}
+	for _, p := range c.peers {
+		if p.heard {
+			heard = append(heard, Echo{p.id, p.inc, p.hb.N})
+		}
+	}
+	hb.Heard = heard
+}
+
+func (c *Core) flags() uint16 {
+	var f uint16
+	set := func(on bool, flag uint16) {
+		if on {
+			f |= flag
+		}
+	}
+	set(c.leaving, FlagGoing)
+	set(c.leaving && c.closeAll && !c.holds() && !c.applying && !c.unsure, FlagLeave)
+	set(c.cfg.Witness, FlagWitness)
+	set(c.degraded.on, FlagDegraded)
+	set(c.impaired.on, FlagIneligible)
+	set(c.cfg.Frames && c.now-c.frameAt <= 3*c.cfg.Interval && c.frameAt > c.started, FlagFrames)
+	return f
 }
 
 // changed reports whether the next heartbeat would say something new.
 func (c *Core) changed() bool {
-	if c.lastHB == nil {
+	a, b := &c.draft, &c.last
+	if b.N == 0 {
 		return true
 	}
-	a, b := c.compose(), c.lastHB
-	if a.Open != b.Open || a.Want != b.Want || a.State != b.State || a.Flags != b.Flags || a.Epoch != b.Epoch || len(a.Heard) != len(b.Heard) {
+	c.compose(a)
+	const urgent = FlagLeave | FlagGoing | FlagDegraded | FlagIneligible
+	if a.Open != b.Open || a.Want != b.Want || a.Rest != b.Rest || a.State != b.State || (a.Flags^b.Flags)&urgent != 0 ||
+		a.Epoch != b.Epoch || a.Freeze != b.Freeze || len(a.Heard) != len(b.Heard) {
 		return true
 	}
 	for i := range a.Heard {
@@ -320,42 +306,63 @@ func (c *Core) changed() bool {
 
 // heartbeat arms and sends the next heartbeat (H2), and votes for its claims.
 func (c *Core) heartbeat() {
-	hb := c.compose()
-	c.n = hb.N
-	claims := hb.Claims()
+	hb := &c.hbs[(c.n+1)%scratch]
+	c.compose(hb)
+	c.n, c.retryAt = hb.N, 0
 	own := hb.Open
 	if c.closeAll {
 		// What is being closed may be others' by now: no new promise to this
 		// node, so that their claims are not refused for it.
-		c.free(c.id, c.cfg.Incarnation, claims)
-	} else {
-		own = c.promise(c.id, c.cfg.Incarnation, c.cfg.Lease, claims)
+		c.free(c.id, c.cfg.Incarnation, c.cfg.Host, hb.Claims())
+	} else if !c.cfg.Witness {
+		own = c.promise(hb, hb.Claims())
 	}
 	if lost := hb.Open.Minus(own); !lost.Empty() && !c.silent() {
 		c.stats.LostGrants += uint64(lost.Len())
 		c.giveUp(lost)
 	}
 	hb.Want = hb.Want.Intersect(own)
-	if c.silent() {
+	if c.silent() && !c.majority() {
 		hb.Want = partition.Set{}
 	}
-	claims = hb.Claims()
 	for b := range c.cfg.Buckets {
-		if !claims.Has(b) {
+		if !hb.Open.Has(b) && !hb.Want.Has(b) {
 			c.cleared[b] = hb.N
 		}
 	}
 	s := &c.sent[hb.N%ringSize]
-	*s = sentHB{n: hb.N, at: c.now, open: hb.Open, want: hb.Want, acks: s.acks[:0]}
-	c.lastHB = hb
+	*s = sentHB{n: hb.N, at: c.now, own: !c.silent() && !c.closeAll, open: hb.Open, want: hb.Want, acks: s.acks[:0]}
+	heard := append(c.last.Heard[:0], hb.Heard...)
+	c.last = *hb
+	c.last.Heard = heard
 	if hb.Flags&FlagLeave != 0 {
 		c.farewells++
 	}
+	if !c.speaks() {
+		return
+	}
 	c.do(Action{Kind: Arm, N: hb.N})
 	c.send(0, hb)
-	if len(hb.Heard) == 0 {
-		c.step()
+	if v := c.granted(s); v.heard && (c.holds() || !s.want.Empty()) {
+		c.later(c.now) // nobody need answer
 	}
+}
+
+// speaks reports whether heartbeats are sent. A newcomer says nothing while it
+// has no vote yet and somebody serves: whoever hears it would have to wait for
+// its vote, and a move under way would leave a gap. Nor does it say anything in
+// the name of another.
+func (c *Core) speaks() bool {
+	if c.cloned() && c.state == Joining {
+		return false
+	}
+	if c.spoke == 0 {
+		if c.now-c.started <= 2*c.cfg.Interval || c.silent() && c.served() {
+			return false
+		}
+		c.spoke = c.now
+	}
+	return true
 }
 
 // ackFrom acts on a voter's answer (H3).
@@ -370,7 +377,11 @@ func (c *Core) ackFrom(a *Ack) {
 	}
 	c.stats.Acks++
 	s.acks = append(s.acks, vote{a.From, a.Granted, a.Refused})
-	if p := c.peers[a.From]; p != nil {
+	if again := a.Refused.Intersect(c.last.Want); !again.Empty() && c.retryAt == 0 {
+		// The claim has overtaken the release on the way to this voter.
+		c.retryAt = c.now + c.cfg.Settle/2
+	}
+	if p := c.peer(a.From); p != nil {
 		c.wantEpoch(p, a.Epoch)
 	}
 }

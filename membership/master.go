@@ -25,7 +25,7 @@ func (c *Core) wantEpoch(p *peer, e Epoch) {
 }
 
 func (c *Core) fetchFrom(f *Fetch) {
-	p := c.peers[f.From]
+	p := c.peer(f.From)
 	if p == nil || c.assign == nil || c.now-p.answered < c.cfg.Interval/4 {
 		return
 	}
@@ -55,6 +55,7 @@ func (c *Core) adopt(a *Assignment) {
 	}
 	c.assign = a
 	c.mine = a.Owned(c.id, c.cfg.Incarnation)
+	c.since = c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight).Since
 }
 
 // Owned returns the buckets that a gives to one incarnation of a node.
@@ -72,25 +73,107 @@ func (a *Assignment) Owned(id NodeID, inc uint64) partition.Set {
 type candidate struct {
 	Seat
 	name string
+	rank rank
+	open bool // it has buckets open
 }
 
+// A rank says how fit a director is. The best that there are get the share, so
+// that none is ever the last and yet without.
+type rank uint8
+
+const (
+	healthy rank = iota
+	degraded
+	impaired
+	drained
+	unfit
+)
+
+func rankOf(s State, flags uint16) rank {
+	switch {
+	case flags&(FlagWitness|FlagGoing|FlagLeave) != 0, s != Ready && s != Draining:
+		return unfit
+	case s == Draining:
+		return drained
+	case flags&FlagIneligible != 0:
+		return impaired
+	case flags&FlagDegraded != 0:
+		return degraded
+	}
+	return healthy
+}
+
+// Listed by no assignment: last in seniority.
+
+// unlisted is since when somebody is in no assignment: last in seniority.
 var unlisted = Epoch{Term: 1<<32 - 1, Counter: 1<<32 - 1}
 
-// candidates returns the eligible directors, most senior first (M1).
-func (c *Core) candidates() []candidate {
-	var cs []candidate
-	if c.state == Ready && !c.leaving {
-		cs = append(cs, candidate{c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight), c.cfg.Node})
+// fit returns all directors that could have a share, most senior first. The
+// slice is valid until the next call.
+func (c *Core) fit() []candidate {
+	cs := c.cands[:0]
+	if r := rankOf(c.state, c.flags()); r != unfit {
+		cs = append(cs, candidate{c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight), c.cfg.Node, r, !c.open.Empty()})
 	}
 	for _, p := range c.peers {
-		if p.heard && p.hb.State == Ready && !c.deaf(p) {
-			cs = append(cs, candidate{c.seat(p.id, p.inc, p.hb.Weight), p.hb.Name})
+		if !p.heard || c.lostUs(p) {
+			continue
+		}
+		if r := rankOf(p.hb.State, p.hb.Flags); r != unfit {
+			cs = append(cs, candidate{c.seat(p.id, p.inc, p.hb.Weight), p.hb.Name, r, !p.hb.Open.Empty()})
 		}
 	}
 	slices.SortFunc(cs, func(a, b candidate) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.name, b.name))
 	})
+	c.cands = cs[:0]
 	return cs
+}
+
+// candidates returns the directors that shall have a share, most senior first
+// (M1): the fittest that there are, and of the degraded those whose turn to
+// give theirs away has not come (M4).
+func (c *Core) candidates() []candidate {
+	cs := c.fit()
+	best := unfit
+	moving := false
+	for i := range cs {
+		best = min(best, cs[i].rank)
+		moving = moving || cs[i].rank == degraded && cs[i].Since == unlisted && cs[i].open
+	}
+	out := cs[:0]
+	for _, s := range cs {
+		if best == healthy && s.rank == degraded && s.Since != unlisted {
+			if moving {
+				out = append(out, s)
+			}
+			moving = true // one at a time
+			continue
+		}
+		if s.rank == best {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// remaining returns the members of the assignment that are still there, with
+// the weights that it gave them: whom planned moves do not touch.
+func (c *Core) remaining() []candidate {
+	cs := c.fit()
+	out := cs[:0]
+	for _, s := range cs {
+		if s.Since == unlisted {
+			continue
+		}
+		for i := range c.assign.Seats {
+			if q := &c.assign.Seats[i]; q.Node == s.Node && q.Inc == s.Inc {
+				s.Weight = q.Weight
+			}
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 func (c *Core) seat(id NodeID, inc uint64, weight uint16) Seat {
@@ -117,12 +200,12 @@ func (c *Core) Master() string {
 // when the eligible members or their weights changed, after it has seen the
 // highest that those it hears have (M2).
 func (c *Core) lead() {
-	if c.state != Ready || c.leaving {
+	if c.state != Ready && c.state != Draining || c.leaving {
 		return
 	}
 	own, _ := c.epoch()
 	for _, p := range c.peers {
-		if !p.heard || p.hb.Epoch.Compare(own) <= 0 {
+		if !p.director() || p.hb.Epoch.Compare(own) <= 0 {
 			continue
 		}
 		if !c.hearsNobody(p) {
@@ -130,11 +213,24 @@ func (c *Core) lead() {
 		}
 		own = p.hb.Epoch // it cannot be asked; go above it
 	}
+	if c.majority() && c.votersHeard() < c.quorum() {
+		return // it could not have a bucket opened
+	}
 	cs := c.candidates()
 	if len(cs) == 0 || cs[0].Node != c.id {
 		return
 	}
 	mine := c.assign != nil && c.assign.Epoch.Issuer == c.cfg.Incarnation && c.assign.Epoch == own
+	if c.Frozen() && c.assign != nil {
+		if left := c.remaining(); len(left) > 0 {
+			if len(left) == len(c.assign.Seats) {
+				return
+			}
+			cs = left
+		} else {
+			cs = c.candidates()
+		}
+	}
 	if mine && c.sameSeats(cs) {
 		return
 	}
@@ -142,7 +238,10 @@ func (c *Core) lead() {
 	if !mine {
 		next = Epoch{own.Term + 1, 1, c.cfg.Incarnation}
 	}
-	c.issue(next, cs)
+	if c.cfg.mutant&sameEpoch != 0 && mine {
+		next = own
+	}
+	c.issue(next, cs, mine)
 }
 
 func (c *Core) sameSeats(cs []candidate) bool {
@@ -157,14 +256,34 @@ func (c *Core) sameSeats(cs []candidate) bool {
 	return true
 }
 
-func (c *Core) issue(e Epoch, cs []candidate) {
-	a := &Assignment{Header: c.head(), Epoch: e, Shape: c.cfg.Shape, Owner: make([]uint8, c.cfg.Buckets)}
+// owners returns by whom each bucket is held: who the assignment says, or if
+// it is another master's, who has it open, so that little moves after a split.
+func (c *Core) owners(mine bool) []string {
 	var prev []string
 	if c.assign != nil {
 		for _, i := range c.assign.Owner {
 			prev = append(prev, c.assign.Seats[i].Node.String())
 		}
 	}
+	if mine || len(prev) == 0 {
+		return prev
+	}
+	for _, p := range c.peers {
+		if p.director() {
+			for b := range p.hb.Open.All() {
+				prev[min(b, len(prev)-1)] = p.id.String()
+			}
+		}
+	}
+	for b := range c.open.All() {
+		prev[b] = c.id.String()
+	}
+	return prev
+}
+
+func (c *Core) issue(e Epoch, cs []candidate, mine bool) {
+	a := &Assignment{Header: c.head(), Epoch: e, Shape: c.cfg.Shape, Owner: make([]uint8, c.cfg.Buckets)}
+	prev := c.owners(mine)
 	members := make([]partition.Member, len(cs))
 	index := map[string]uint8{}
 	for i, s := range cs {
@@ -180,6 +299,9 @@ func (c *Core) issue(e Epoch, cs []candidate) {
 	}
 	a.Hash = a.contentHash()
 	c.stats.AssignmentsMade++
+	if c.cfg.mutant&sameEpoch != 0 && c.assign != nil && c.assign.Epoch == e {
+		c.assign = nil
+	}
 	c.adopt(a)
 	c.tell(0)
 }

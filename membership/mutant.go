@@ -12,4 +12,9 @@ const (
 	refusedIsAbsent                        // a refusal counts like no answer
 	releaseBeforeCommit                    // buckets are released when the close is asked, not when read back
 	ineligibleIsFree                       // what a director that is not ready claims is free
+	sameEpoch                              // a master gives a new content to an epoch that it has issued
+	noBarrier                              // a taker does not wait for the connections
+	noTaker                                // a giver releases before the taker has rest
+	bothKeep                               // after a split both sides keep what they have
+	noSettle                               // a taker opens at once
 )

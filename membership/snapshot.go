@@ -8,79 +8,120 @@ import (
 
 // A Snapshot is what a Core knows, for people.
 type Snapshot struct {
-	State     State
+	State     State  // Degraded for Ready when so
 	Why       string // why it is not ready, or ""
 	Master    string
 	Epoch     Epoch
 	Open      partition.Set
+	Rest      partition.Set // in which established flows are served; holds Open
 	Assigned  partition.Set
+	Policy    string        // lan or majority
+	Have      int           // voters heard, this node included
+	Need      int           // voters needed
+	Frozen    bool          // planned moves are stopped
 	N         uint64        // the last heartbeat sent
 	LeaseLeft time.Duration // by this node's own clock
 	Members   []MemberInfo  // this node first
 	Stats     Stats
 }
 
-// A MemberInfo is one director as this one sees it.
+// A MemberInfo is one node as this one sees it.
 type MemberInfo struct {
 	Node   NodeID
 	Name   string
+	Role   string // director or witness
 	State  string // a State, or "unreachable", "foreign"
 	Why    string
 	Weight int
 	Open   int // buckets that it may have open
+	Rest   int // buckets in which it serves established flows
 	Heard  bool
+	Voter  bool
 	Silent time.Duration // since its last heartbeat
 }
 
 // Snapshot returns what the Core knows at time now.
 func (c *Core) Snapshot(now time.Duration) Snapshot {
+	c.now = now
 	s := Snapshot{
-		State: c.state, Why: c.why(), Master: c.Master(), Open: c.open, Assigned: c.mine, N: c.n, Stats: c.stats,
+		State: c.State(), Why: c.why(), Master: c.Master(), Open: c.open, Rest: c.rest, Assigned: c.mine,
+		Policy: "lan", Have: 1, Need: 1, Frozen: c.Frozen(), N: c.n, Stats: c.stats,
 	}
 	s.Epoch, _ = c.epoch()
-	if c.confirmed > 0 && !c.open.Empty() {
+	if c.confirmed > 0 && c.holds() {
 		s.LeaseLeft = max(0, c.confirmAt+c.cfg.Lease-now)
 	}
 	s.Members = append(s.Members, MemberInfo{
-		Node: c.id, Name: c.cfg.Node, State: c.state.String(), Why: s.Why, Weight: int(c.cfg.Weight), Open: c.open.Len(), Heard: true,
+		Node: c.id, Name: c.cfg.Node, Role: role(c.cfg.Witness), State: s.State.String(), Why: s.Why,
+		Weight: int(c.cfg.Weight), Open: c.open.Len(), Rest: c.rest.Len(), Heard: true, Voter: c.votes(c.id),
 	})
 	for _, p := range c.peers {
-		s.Members = append(s.Members, c.info(p, now))
+		s.Members = append(s.Members, c.info(p))
+		if p.director() {
+			s.Have++
+		}
+	}
+	if c.majority() {
+		s.Policy, s.Have, s.Need = "majority", c.votersHeard(), c.quorum()
 	}
 	return s
 }
 
-func (c *Core) info(p *peer, now time.Duration) MemberInfo {
-	m := MemberInfo{Node: p.id, Heard: p.heard, Silent: now - p.lastRx}
-	if p.hb != nil {
-		m.Name, m.State, m.Weight, m.Open = p.hb.Name, p.hb.State.String(), int(p.hb.Weight), p.hb.Open.Len()
+func role(witness bool) string {
+	if witness {
+		return "witness"
+	}
+	return "director"
+}
+
+func (c *Core) info(p *peer) MemberInfo {
+	m := MemberInfo{Node: p.id, Heard: p.heard, Voter: c.votes(p.id), Silent: c.now - p.lastRx}
+	if p.known {
+		m.Name, m.Role, m.State, m.Weight = p.hb.Name, role(p.has(FlagWitness)), p.hb.State.String(), int(p.hb.Weight)
+		m.Open, m.Rest = p.hb.Open.Len(), p.hb.Rest.Len()
 	}
 	switch {
 	case p.foreign:
 		m.State, m.Why = "foreign", "speaks another version or has another share configuration"
 	case p.left:
 	case !p.heard:
-		m.State, m.Why, m.Open = "unreachable", "no heartbeat for longer than its lease", 0
+		m.State, m.Why, m.Open, m.Rest = "unreachable", "no heartbeat for longer than its lease", 0, 0
 	case c.deaf(p):
 		m.Why = "does not hear this node"
+	case c.now-p.cloneAt < foreignFor:
+		m.Why = "another machine uses its name too"
+	case p.hb.State == Ready && p.has(FlagIneligible):
+		m.State, m.Why = Degraded.String(), "reaches fewer ping nodes than others"
+	case p.hb.State == Ready && p.has(FlagDegraded):
+		m.State, m.Why = Degraded.String(), "says that it is degraded"
 	}
 	return m
 }
 
-// why says what keeps this node from being ready.
+// why says what keeps this node from being ready, or from a full share.
 func (c *Core) why() string {
 	switch {
 	case c.leaving:
 		return "leaving"
 	case c.linkDown:
 		return "no carrier on the share's interface"
+	case c.noFrames:
+		return "hears no frames to the shared MAC while others do: has a switch learned it at another port?"
 	case c.state == Fenced:
 		return "the lease lapsed; closing what is open"
-	case c.state != Joining:
+	case c.state == Ready && c.impaired.on:
+		return "reaches fewer ping nodes than others"
+	case c.state == Ready && c.degraded.on:
+		return "degraded"
+	case c.state != Joining || c.cfg.Witness:
 		return ""
-	case c.foreign():
+	case c.cloned():
+		return "another machine uses this node's name; change cluster.node on one of them"
+	case c.now-c.strangeAt < foreignFor:
+		return "somebody who sends no heartbeats serves the share's addresses"
+	case c.strange():
 		return "a node with another version or share configuration is heard; make the configurations equal"
-	case c.unsure || c.closeAll || !c.open.Empty():
+	case c.unsure || c.closeAll || c.holds():
 		return "the kernel's table is not known to be closed"
 	case c.now-c.joinSince <= c.maxLw:
 		return "listening for others"
@@ -91,7 +132,12 @@ func (c *Core) why() string {
 }
 
 // State returns this node's state.
-func (c *Core) State() State { return c.state }
+func (c *Core) State() State {
+	if c.state == Ready && (c.degraded.on || c.impaired.on) {
+		return Degraded
+	}
+	return c.state
+}
 
 // Why says what keeps this node from being ready, or "".
 func (c *Core) Why() string { return c.why() }

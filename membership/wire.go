@@ -12,8 +12,13 @@ import (
 )
 
 const (
-	wireVersion = 1
-	headerSize  = 24
+	// wireVersion is the version that is spoken. Layouts only ever grow at
+	// their end, so that of the next version is understood too, and builds one
+	// version apart run together. Version 1 had no such rule.
+	wireVersion   = 2
+	oldestVersion = 2
+	newestVersion = wireVersion + 1
+	headerSize    = 24
 
 	// MaxBuckets is the most buckets that a share can have.
 	MaxBuckets = 1024
@@ -95,6 +100,10 @@ const (
 	Draining              // gives its share away, stays a member
 	Fenced                // its lease lapsed: closes everything, then joins anew
 	Left                  // has closed everything and gone
+
+	// Degraded is for people only: Ready, but the last to get a share. On the
+	// wire it is a flag.
+	Degraded
 )
 
 func (s State) String() string {
@@ -109,6 +118,8 @@ func (s State) String() string {
 		return "fenced"
 	case Left:
 		return "left"
+	case Degraded:
+		return "degraded"
 	}
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
@@ -120,8 +131,15 @@ type Message interface {
 	header() *Header
 }
 
-// FlagLeave in a heartbeat: the sender has closed everything and goes.
-const FlagLeave = 1
+// The flags of a heartbeat.
+const (
+	FlagLeave      = 1 << iota // has closed everything and sends nothing more
+	FlagGoing                  // gives its share away to leave
+	FlagWitness                // votes, never takes a share
+	FlagDegraded               // serves worse than others could
+	FlagIneligible             // reaches fewer ping nodes than others
+	FlagFrames                 // hears frames to the shared MAC
+)
 
 // An Echo tells a peer that it is heard, and up to which heartbeat.
 type Echo struct {
@@ -135,17 +153,23 @@ type Heartbeat struct {
 	Header
 	N      uint64
 	Lease  time.Duration // whole microseconds on the wire
-	Shape  uint64
+	Shape  uint64        // 0: a witness, which knows none
+	Host   uint64        // tells two machines with one name apart
 	Epoch  Epoch
 	Hash   uint64
+	Since  Epoch // when this incarnation was first listed; Issuer is zero
+	Seats  uint8 // members of the assignment that it follows
 	State  State
-	Flags  uint8
+	Flags  uint16
 	Weight uint16
-	Words  int // size of the sets in 8-byte words, 1 to 16
+	Reach  uint8  // ping nodes that answer it
+	Freeze uint32 // how often planned moves were frozen and thawed; odd: frozen
+	Words  int    // size of the sets in 8-byte words, 1 to 16
 	Open   partition.Set
 	Want   partition.Set
 	Rest   partition.Set
 	Name   string
+	Voters []NodeID // ascending; none: quorum lan
 	Heard  []Echo
 }
 
@@ -205,27 +229,32 @@ func appendEpoch(b []byte, e Epoch) []byte {
 	return binary.BigEndian.AppendUint64(b, e.Issuer)
 }
 
-func appendSets(b []byte, words int, sets ...partition.Set) []byte {
-	b = append(b, byte(words))
-	for _, s := range sets {
-		b = s.AppendBits(b, words*64)
-	}
-	return b
-}
-
 // Append implements Message.
 func (h *Heartbeat) Append(b []byte) []byte {
 	b = h.append(b, TypeHeartbeat)
 	b = binary.BigEndian.AppendUint64(b, h.N)
 	b = binary.BigEndian.AppendUint32(b, uint32(h.Lease.Microseconds()))
 	b = binary.BigEndian.AppendUint64(b, h.Shape)
+	b = binary.BigEndian.AppendUint64(b, h.Host)
 	b = appendEpoch(b, h.Epoch)
 	b = binary.BigEndian.AppendUint64(b, h.Hash)
-	b = append(b, byte(h.State), h.Flags)
+	b = binary.BigEndian.AppendUint32(b, h.Since.Term)
+	b = binary.BigEndian.AppendUint32(b, h.Since.Counter)
+	b = append(b, byte(h.State), h.Seats)
+	b = binary.BigEndian.AppendUint16(b, h.Flags)
 	b = binary.BigEndian.AppendUint16(b, h.Weight)
-	b = appendSets(b, h.Words, h.Open, h.Want, h.Rest)
+	b = append(b, h.Reach, 0)
+	b = binary.BigEndian.AppendUint32(b, h.Freeze)
+	b = append(b, byte(h.Words))
+	b = h.Open.AppendBits(b, h.Words*64)
+	b = h.Want.AppendBits(b, h.Words*64)
+	b = h.Rest.AppendBits(b, h.Words*64)
 	b = append(b, byte(len(h.Name)))
 	b = append(b, h.Name...)
+	b = append(b, byte(len(h.Voters)))
+	for _, v := range h.Voters {
+		b = binary.BigEndian.AppendUint64(b, uint64(v))
+	}
 	b = append(b, byte(len(h.Heard)))
 	for _, e := range h.Heard {
 		b = binary.BigEndian.AppendUint64(b, uint64(e.Node))
@@ -243,7 +272,9 @@ func (a *Ack) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, a.N)
 	b = appendEpoch(b, a.Epoch)
 	b = binary.BigEndian.AppendUint64(b, a.Hash)
-	return appendSets(b, a.Words, a.Granted, a.Refused)
+	b = append(b, byte(a.Words))
+	b = a.Granted.AppendBits(b, a.Words*64)
+	return a.Refused.AppendBits(b, a.Words*64)
 }
 
 // Append implements Message.
@@ -282,7 +313,7 @@ func (a *Assignment) contentHash() uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// a reader takes fields from a message; after the first failure all are zero.
+// A reader takes fields from a message; after the first failure all are zero.
 type reader struct {
 	b   []byte
 	bad bool
@@ -305,39 +336,57 @@ func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
 
 func (r *reader) epoch() Epoch { return Epoch{r.u32(), r.u32(), r.u64()} }
 
-func (r *reader) sets(sets ...*partition.Set) (words int, ok bool) {
-	words = int(r.u8())
-	if words < 1 || words > MaxBuckets/64 {
-		return 0, r.bad
-	}
-	for _, s := range sets {
-		*s, _ = partition.ParseBits(r.take(words*8), words*64)
-	}
-	return words, true
+// words reads the size of the sets that follow.
+func (r *reader) words() (int, bool) {
+	w := int(r.u8())
+	return w, r.bad || w >= 1 && w <= MaxBuckets/64
 }
 
-// Decode parses one message. For a message of another version it returns
-// ErrVersion with a *Fetch that holds only the header.
-func Decode(b []byte) (Message, error) {
+func (r *reader) set(words int) (s partition.Set) {
+	if !r.bad {
+		s, _ = partition.ParseBits(r.take(words*8), words*64) // every bit is a bucket
+	}
+	return s
+}
+
+// A Decoder parses messages. What it returns is valid until its next call,
+// but for assignments, which are kept. The zero value is ready.
+type Decoder struct {
+	hb     Heartbeat
+	ack    Ack
+	fetch  Fetch
+	heard  [MaxNodes]Echo
+	voters [MaxNodes]NodeID
+	names  map[NodeID]string
+}
+
+// Decode parses one message, which is kept by nobody else.
+func Decode(b []byte) (Message, error) { return new(Decoder).Decode(b) }
+
+// Decode parses one message. For a message of a version too far from ours it
+// returns ErrVersion with a *Fetch that holds only the header.
+func (d *Decoder) Decode(b []byte) (Message, error) {
 	if len(b) < headerSize {
 		return nil, ErrTruncated
 	}
-	r := &reader{b: b[2:]}
+	r := reader{b: b[2:]}
 	h := Header{Share: r.u16(), Cluster: r.u32(), From: NodeID(r.u64()), Inc: r.u64()}
-	if b[1] != wireVersion {
-		return &Fetch{Header: h}, ErrVersion
+	if b[1] < oldestVersion || b[1] > newestVersion {
+		d.fetch = Fetch{Header: h}
+		return &d.fetch, ErrVersion
 	}
 	var m Message
 	ok := false
 	switch Type(b[0]) {
 	case TypeHeartbeat:
-		m, ok = decodeHeartbeat(h, r)
+		m, ok = &d.hb, d.heartbeat(h, &r)
 	case TypeAck:
-		m, ok = decodeAck(h, r)
+		m, ok = &d.ack, d.decodeAck(h, &r)
 	case TypeAssign:
-		m, ok = decodeAssignment(h, r)
+		m, ok = decodeAssignment(h, &r)
 	case TypeFetch:
-		m, ok = &Fetch{h, r.epoch()}, true
+		d.fetch = Fetch{h, r.epoch()}
+		m, ok = &d.fetch, true
 	}
 	switch {
 	case r.bad:
@@ -348,35 +397,69 @@ func Decode(b []byte) (Message, error) {
 	return m, nil
 }
 
-func decodeHeartbeat(h Header, r *reader) (*Heartbeat, bool) {
-	hb := &Heartbeat{
-		Header: h, N: r.u64(), Lease: time.Duration(r.u32()) * time.Microsecond, Shape: r.u64(),
-		Epoch: r.epoch(), Hash: r.u64(), State: State(r.u8()), Flags: r.u8(), Weight: r.u16(),
+func (d *Decoder) heartbeat(h Header, r *reader) (ok bool) {
+	d.hb = Heartbeat{
+		Header: h, N: r.u64(), Lease: time.Duration(r.u32()) * time.Microsecond, Shape: r.u64(), Host: r.u64(),
+		Epoch: r.epoch(), Hash: r.u64(), Since: Epoch{Term: r.u32(), Counter: r.u32()},
+		State: State(r.u8()), Seats: r.u8(), Flags: r.u16(), Weight: r.u16(), Reach: r.u8(),
 	}
-	var ok bool
-	if hb.Words, ok = r.sets(&hb.Open, &hb.Want, &hb.Rest); !ok || hb.State > Left {
-		return nil, false
+	hb := &d.hb
+	r.u8() // zero
+	hb.Freeze = r.u32()
+	if hb.Words, ok = r.words(); !ok || hb.State > Left {
+		return false
 	}
+	hb.Open, hb.Want, hb.Rest = r.set(hb.Words), r.set(hb.Words), r.set(hb.Words)
 	n := int(r.u8())
-	if n < 1 || n > MaxName {
-		return nil, false
+	if !r.bad && (n < 1 || n > MaxName) {
+		return false
 	}
-	hb.Name = string(r.take(n))
-	n = int(r.u8())
-	if n > MaxNodes || ID(hb.Name) != h.From {
-		return nil, false
+	name := r.take(n)
+	if r.bad {
+		return false
 	}
-	for range n {
-		hb.Heard = append(hb.Heard, Echo{NodeID(r.u64()), r.u64(), r.u64()})
+	if hb.Name, ok = d.name(h.From, name); !ok {
+		return false
 	}
-	return hb, true
+	if n = int(r.u8()); n > MaxNodes {
+		return false
+	}
+	for i := range n {
+		d.voters[i] = NodeID(r.u64())
+	}
+	hb.Voters = d.voters[:n]
+	if n = int(r.u8()); n > MaxNodes {
+		return false
+	}
+	for i := range n {
+		d.heard[i] = Echo{NodeID(r.u64()), r.u64(), r.u64()}
+	}
+	hb.Heard = d.heard[:n]
+	return true
 }
 
-func decodeAck(h Header, r *reader) (*Ack, bool) {
-	a := &Ack{Header: h, To: NodeID(r.u64()), ToInc: r.u64(), N: r.u64(), Epoch: r.epoch(), Hash: r.u64()}
-	var ok bool
-	a.Words, ok = r.sets(&a.Granted, &a.Refused)
-	return a, ok
+// name returns name as a string, which must be that of id.
+func (d *Decoder) name(id NodeID, name []byte) (string, bool) {
+	if s, ok := d.names[id]; ok {
+		return s, s == string(name)
+	}
+	s := string(name)
+	if ID(s) != id {
+		return "", false
+	}
+	if d.names == nil || len(d.names) >= maxPeers {
+		d.names = map[NodeID]string{}
+	}
+	d.names[id] = s
+	return s, true
+}
+
+func (d *Decoder) decodeAck(h Header, r *reader) (ok bool) {
+	d.ack = Ack{Header: h, To: NodeID(r.u64()), ToInc: r.u64(), N: r.u64(), Epoch: r.epoch(), Hash: r.u64()}
+	if d.ack.Words, ok = r.words(); ok {
+		d.ack.Granted, d.ack.Refused = r.set(d.ack.Words), r.set(d.ack.Words)
+	}
+	return ok
 }
 
 func decodeAssignment(h Header, r *reader) (*Assignment, bool) {

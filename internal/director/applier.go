@@ -27,13 +27,13 @@ type applier struct {
 	engine   *Engine
 	requests chan applyRequest
 	verify   chan struct{}
-	was      partition.Set // as last read back
+	was      nft.Desired // as last read back
 	up       chan struct{}
 
 	resets uint64 // owned by the engine
 }
 
-type applyRequest struct{ open, gained partition.Set }
+type applyRequest struct{ open, rest, gained partition.Set }
 
 func newApplier(log *slog.Logger, f Filter, backstop bool, e *Engine) *applier {
 	return &applier{
@@ -44,7 +44,7 @@ func newApplier(log *slog.Logger, f Filter, backstop bool, e *Engine) *applier {
 
 // apply asks for one change. The core asks for one at a time, so this never
 // waits.
-func (a *applier) apply(open, gained partition.Set) { a.requests <- applyRequest{open, gained} }
+func (a *applier) apply(r applyRequest) { a.requests <- r }
 
 // verifySoon has the table looked at now.
 func (a *applier) verifySoon() {
@@ -69,8 +69,8 @@ func (a *applier) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case r := <-a.requests:
-			open, known := a.change(r)
-			a.engine.post(ctx, func(now time.Duration) { a.engine.core.Applied(now, open, known) })
+			is, known := a.change(r)
+			a.engine.post(ctx, func(now time.Duration) { a.engine.core.Applied(now, is.Open, is.Rest, known) })
 		case <-a.verify:
 			a.look(ctx)
 		case <-tick.C:
@@ -79,9 +79,9 @@ func (a *applier) Run(ctx context.Context) error {
 	}
 }
 
-// change applies one request, and returns what is open afterwards and whether
-// that is known.
-func (a *applier) change(r applyRequest) (open partition.Set, known bool) {
+// change applies one request, and returns what is admitted afterwards and
+// whether that is known.
+func (a *applier) change(r applyRequest) (is nft.Desired, known bool) {
 	if a.backstop && !r.gained.Empty() {
 		// Before the buckets open, so that no packet of theirs meets a reset.
 		if err := a.filter.Settle(&r.gained, settleFor); err != nil {
@@ -89,30 +89,31 @@ func (a *applier) change(r applyRequest) (open partition.Set, known bool) {
 		}
 	}
 	start := time.Now()
-	err := a.filter.Apply(nft.Desired{Open: r.open, Rest: r.open})
-	a.log.Debug("share", "open", r.open, "took", time.Since(start), "err", err)
+	want := nft.Desired{Open: r.open, Rest: r.rest}
+	err := a.filter.Apply(want)
+	a.log.Debug("share", "open", r.open, "rest", r.rest, "took", time.Since(start), "err", err)
 	switch {
 	case err == nil:
-		a.was = r.open
+		a.was = want
 		return a.was, true
 	case errors.Is(err, nft.ErrGone):
 		return a.reset(err)
 	case errors.Is(err, nft.ErrUnknown):
 		a.log.Error("the share's state in the kernel is not known; nothing is confirmed until it is", "err", err)
-		return partition.Set{}, false
+		return nft.Desired{}, false
 	}
 	a.log.Error("the share was not changed", "err", err)
 	return a.was, true
 }
 
 // reset puts a closed table in place of one that somebody else changed.
-func (a *applier) reset(why error) (open partition.Set, known bool) {
+func (a *applier) reset(why error) (is nft.Desired, known bool) {
 	if err := a.filter.Reset(); err != nil {
 		a.log.Error("the table was changed by somebody else and cannot be replaced", "err", err)
-		return partition.Set{}, false
+		return nft.Desired{}, false
 	}
 	a.log.Warn("the table was changed by somebody else; it is closed and opens again when granted", "why", why)
-	a.was = partition.Set{}
+	a.was = nft.Desired{}
 	return a.was, true
 }
 

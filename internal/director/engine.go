@@ -3,11 +3,13 @@ package director
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +33,9 @@ type Filter interface {
 	Close() error
 }
 
-// leaveWithin bounds how long a stop may take to give the share away.
-const leaveWithin = 2 * time.Second
+// leaveWithin bounds how long a stop may take to give the share away: what the
+// core allows itself, and a little to close.
+const leaveWithin = membership.DefaultLeaveWithin + 2*time.Second
 
 // An Engine drives the protocol in one goroutine. It is a task.
 type Engine struct {
@@ -47,6 +50,7 @@ type Engine struct {
 	start    time.Time
 	nextTick time.Duration
 	calls    chan func(now time.Duration)
+	later    []func(now time.Duration) // answers to the core, once its actions are done
 	wakeFD   int
 	waiter   *waiter
 	up       chan struct{}
@@ -59,6 +63,7 @@ type Engine struct {
 	was    membership.State
 
 	plain, out, in []byte
+	decoder        membership.Decoder
 
 	opened, armErrors, confirmErrors uint64
 	drops                            map[error]uint64
@@ -95,9 +100,18 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	e.core = membership.New(membership.Config{
 		Node: s.Node, Incarnation: binary.BigEndian.Uint64(inc[:]) | 1, Cluster: s.Cluster, Share: uint16(s.ID),
 		Shape: s.Shape(), Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
-		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight),
+		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight), Host: hostID(), Frames: len(s.VIPs) > 0,
 	}, e.now())
 	return e, nil
+}
+
+// hostID tells this network namespace of this boot from all others: who starts
+// here again has replaced the table of the one before.
+func hostID() uint64 {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it, only the namespace counts
+	ns, _ := os.Readlink("/proc/self/ns/net")
+	sum := sha256.Sum256(append(boot, ns...))
+	return binary.BigEndian.Uint64(sum[:])
 }
 
 func (e *Engine) now() time.Duration { return time.Since(e.start) }
@@ -221,11 +235,11 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 	}
 	e.plain = plain
 	e.opened++
-	m, err := membership.Decode(plain)
+	m, err := e.decoder.Decode(plain)
 	switch {
 	case errors.Is(err, membership.ErrVersion):
 		e.drops[err]++
-		e.core.Foreign(e.now(), membership.From(m))
+		e.core.Foreign(e.now(), m)
 		return
 	case err != nil:
 		e.drops[err]++
@@ -233,6 +247,9 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 	}
 	if from.IsValid() {
 		e.learn(membership.From(m), from)
+	}
+	if p.frame != nil {
+		e.core.Frame(e.now(), m)
 	}
 	e.core.Receive(e.now(), m)
 }
@@ -268,18 +285,26 @@ func (e *Engine) perform() {
 		case membership.Send:
 			e.send(a.To, a.Message)
 		case membership.Apply:
-			e.apply(a.Open, a.Gained)
+			e.apply(a)
+		case membership.Barrier:
+			// Nobody is asked yet whether the connections are here or there.
+			e.later = append(e.later, func(now time.Duration) { e.core.BarrierDone(now, a.N) })
 		}
+	}
+	for len(e.later) > 0 {
+		f := e.later[0]
+		e.later = e.later[1:]
+		f(e.now())
+		e.perform()
 	}
 }
 
-func (e *Engine) apply(open, gained partition.Set) {
+func (e *Engine) apply(a membership.Action) {
 	if e.applier == nil {
-		e.core.Applied(e.now(), open, true)
-		e.perform()
+		e.later = append(e.later, func(now time.Duration) { e.core.Applied(now, a.Open, a.Rest, true) })
 		return
 	}
-	e.applier.apply(open, gained)
+	e.applier.apply(applyRequest{a.Open, a.Rest, a.Gained})
 }
 
 func (e *Engine) send(to membership.NodeID, m membership.Message) {
