@@ -150,7 +150,7 @@ func (p *Packet) transport(b []byte) {
 	switch p.Proto {
 	case TCP:
 		const flags, syn, ack = 13, 0x02, 0x10
-		if p.Short = len(b) <= flags; !p.Short {
+		if p.Short = len(b) < 16; !p.Short { // the rules read the flags in the midst of four bytes
 			p.ports(b)
 			p.Opens = b[flags]&(syn|ack) == syn
 		}

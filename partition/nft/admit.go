@@ -34,7 +34,7 @@ func (t *table) build(cfg *Config, s secrets, defragment bool) {
 		t.chains = append(t.chains, t.judge(&t.families[i])...)
 	}
 	t.chains = append(t.chains, t.moving()...)
-	t.chains = append(t.chains, t.renewal(cfg, s))
+	t.chains = append(t.chains, t.ours(), t.renewal(cfg, s))
 	if cfg.Backstop {
 		t.chains = append(t.chains, t.backstop()...)
 	}
@@ -59,25 +59,44 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 				phrase{load(linkHeader, keyReg, 6, 6), update(t.senders, keyReg, senderLife)}),
 			accept(),
 		}},
+		// The MAC is looked at last: of what a packet can be asked it costs most,
+		// and what is refused need not be asked. A frame to somebody else's
+		// stays as it came.
 		{name: "fragment", rules: []phrase{
+			rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
 			t.unleased(),
 			rule(count(cntFragments), setPriority(s.piece), accept()),
 		}},
 		{name: "admit", rules: []phrase{
+			rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
 			t.unleased(),
 			rule(count(cntAccepted), setPriority(s.pass), accept()),
 		}},
 	}
 	for _, f := range t.families {
-		base.rules = append(base.rules, rule(f.isPacket(), f.toVIP(f.vips), goTo("vip_"+f.name)))
-		chains = append(chains, chain{name: "vip_" + f.name, rules: []phrase{
-			rule(toMAC(cfg.MAC, expr.CmpOpNeq), goTo("own")),
+		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
+		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judge_"+f.name))...)
+		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
 			rule(f.fragment, goTo("fragment")),
-			jump("judge_" + f.name),
-			goTo("admit"),
-		}})
+			goTo("judge_"+f.name),
+		)})
 	}
 	return append(chains, base)
+}
+
+// ours is where a packet goes whose bucket is ours, from either hook: only at
+// ingress it is still another host's.
+func (t *table) ours() chain {
+	return chain{name: ours, rules: []phrase{
+		rule(meta(expr.MetaKeyPKTTYPE, unix.PACKET_OTHERHOST), goTo("admit")),
+		t.unleased(),
+		rule(count(cntAccepted), accept()),
+	}}
+}
+
+// notOtherHost matches frames to the own MAC, and to all.
+func notOtherHost() phrase {
+	return phrase{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: unix.NFT_REG_1}, compare(expr.CmpOpNeq, unix.PACKET_OTHERHOST)}
 }
 
 // unleased drops without a live lease.
@@ -90,8 +109,8 @@ func (t *table) unleased() phrase {
 // keep it, has none at input.
 func gate(cfg *Config, s secrets) chain {
 	return chain{name: "gate", hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: cfg.Interface, rules: []phrase{
-		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), toMAC(cfg.MAC, expr.CmpOpEq), asHost()),
-		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), toMAC(cfg.MAC, expr.CmpOpEq), setPriority([4]byte{}), asHost()),
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), asHost()),
+		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), setPriority([4]byte{}), asHost()),
 	}}
 }
 
@@ -106,14 +125,11 @@ func (t *table) input(cfg *Config, s secrets) []chain {
 	}}
 	var chains []chain
 	for _, f := range t.families {
-		base.rules = append(base.rules,
-			rule(f.isPacket(), f.toVIP(f.vips), toMAC(cfg.MAC, expr.CmpOpEq), goTo("input_"+f.name)),
-			rule(f.isPacket(), f.toVIP(f.vips), toAll(), count(cntBroadcast), drop()))
+		base.rules = append(base.rules, f.toVIP(rule(toMAC(cfg.MAC, expr.CmpOpEq), goTo("input_"+f.name)))...)
+		base.rules = append(base.rules, f.toVIP(rule(toAll(), count(cntBroadcast), drop()))...)
 		chains = append(chains, chain{name: "input_" + f.name, rules: []phrase{
 			rule(f.fragment, count(cntPieces), drop()),
-			jump("judge_" + f.name),
-			t.unleased(),
-			rule(count(cntAccepted), accept()),
+			goTo("judge_" + f.name),
 		}})
 	}
 	return append(chains, base)

@@ -23,36 +23,36 @@
 // # The fate of a packet
 //
 // One table of family inet judges; a second of family netdev and the same name
-// admits. All chains from vip on exist once per family: vip_ip and vip_ip6.
+// admits. Chains from vip to other exist once per family: vip_ip and vip_ip6.
+// A chain never returns: each ends with a verdict, or sends the packet on.
 //
 //	ingress, on the LAN interface             input, priority -10
 //	  to a VIP? ─► vip                          with a pass: take it, accept
 //	                │                           from lo: accept
-//	 other MAC ─────┼─► own: count, accept      to a VIP and the shared MAC?
-//	 fragment ──────┼─► fragment: lease? piece      │
-//	                ▼                               ▼
-//	              judge ◄───────────────────────────┤ still a fragment: drop
-//	                │ drops, or returns             ▼
-//	                ▼                           lease? accept
-//	              admit: lease? pass
-//	                │                         input, priority 110: backstop
-//	  gate (netdev): pass or piece? host        rest of a bucket in settling: drop
+//	 own MAC ───────┼─► own: count, accept      to a VIP and the shared MAC?
+//	 fragment ──────┼─► fragment: lease? piece      │ still a fragment: drop
+//	                ▼                               │
+//	              judge ◄───────────────────────────┘
+//	                │ service ─► chains of its division: tcp_0, udp_0, sctp_0, tcp_1, …
+//	                │ ICMP ────► icmp: an error by its quotation: quote0_0, …
+//	                │ else ────► other: by source address
+//	                ▼
+//	  class and bucket of the packet ─► map open or rest:
 //
-//	judge   service ─► its division's chains        tcp_0, udp_0, sctp_0, tcp_1, …
-//	        ICMP ─► icmp: an error, by its quote ─► quote0 ─► quote0_0, quote0_1, …
-//	        all else ─► other: by source address
+//	                bucket is  owned       moving              foreign
+//	    in map open            goto ours   goto moving_open    drop
+//	    in map rest            goto ours   goto moving_rest    drop
 //
-//	Each of those chains ends with:   bucket of the packet ─► map open or rest:
-//
-//	                 bucket is   owned     moving              foreign
-//	  in map open                return    goto moving_open    drop
-//	  in map rest                return    goto moving_rest    drop
+//	ours, at ingress: admit: shared MAC? lease? pass       at input: lease? accept
+//	  gate (netdev): pass or piece? host
+//	                                          input, priority 110: backstop
+//	                                            rest of a bucket in settling: drop
 //
 // So what becomes of a packet is one element of the map of its class, and that
 // element counts it. A bucket moves when rest is ours and open is not, at both
 // ends of a hand-over. What then opens a flow is dropped, the other director
 // has it too, and moving_open notes the flow in the set superseded, for a
-// minute; moving_rest drops the rest of such a flow.
+// minute; moving_rest drops the rest of such a flow, and sends others to ours.
 //
 // # The pass
 //

@@ -81,13 +81,14 @@ func meta(key expr.MetaKey, want ...byte) phrase {
 func l4(proto byte) phrase { return meta(expr.MetaKeyL4PROTO, proto) }
 
 // tcpOpens matches a SYN without an ACK if opens is true, else all other TCP.
+// Four bytes are read, since the kernel is quicker at four than at one.
 func tcpOpens(opens bool) phrase {
-	const flags, syn, ack = 13, 0x02, 0x10
+	const dataOffset, syn, ack = 12, 0x02, 0x10 // the flags are the byte behind it
 	op := expr.CmpOpEq
 	if !opens {
 		op = expr.CmpOpNeq
 	}
-	return matchBits(transportHeader, flags, []byte{syn | ack}, op, syn)
+	return matchBits(transportHeader, dataOffset, []byte{0, syn | ack, 0, 0}, op, 0, syn, 0, 0)
 }
 
 // sctpOpens matches an INIT chunk (RFC 9260 section 3.2), always alone, if
@@ -155,10 +156,6 @@ func asHost() phrase {
 func accept() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 func drop() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictDrop}} }
-
-// jump comes back if the chain ends or returns; goTo does not: what the chain
-// returns to is the chain that was last left by a jump.
-func jump(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
 
 func goTo(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 

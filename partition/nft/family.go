@@ -19,6 +19,7 @@ type family struct {
 	address  nftables.SetDatatype
 	icmp     byte
 	fragment phrase // matches fragments
+	next     uint32 // offset of the next header's number, if fragment is costly
 	packet   layout
 	quotes   []layout // of packets that an ICMP error quotes
 }
@@ -58,7 +59,7 @@ var families = [...]family{
 		}},
 	},
 	{
-		name: "ip6", ether: unix.ETH_P_IPV6, address: nftables.TypeIP6Addr, icmp: unix.IPPROTO_ICMPV6,
+		name: "ip6", next: 6, ether: unix.ETH_P_IPV6, address: nftables.TypeIP6Addr, icmp: unix.IPPROTO_ICMPV6,
 		fragment: phrase{
 			&expr.Exthdr{
 				DestRegister: unix.NFT_REG_1, Type: unix.IPPROTO_FRAGMENT, Len: 1,
@@ -98,9 +99,15 @@ func (f *family) isPacket() phrase {
 	return meta(expr.MetaKeyPROTOCOL, binary.BigEndian.AppendUint16(nil, f.ether)...)
 }
 
-// toVIP matches packets to a virtual address.
-func (f *family) toVIP(vips *nftables.Set) phrase {
-	return phrase{load(networkHeader, keyReg, f.packet.vip, f.packet.addrLen), in(vips, keyReg)}
+// whole returns rules that do something with the packets that are soon seen to
+// be no fragments.
+func (f *family) whole(what phrase) (rules []phrase) {
+	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		if f.next != 0 {
+			rules = append(rules, rule(matchBytes(networkHeader, f.next, expr.CmpOpEq, proto), what))
+		}
+	}
+	return rules
 }
 
 // has reports whether an address is of this family.

@@ -103,7 +103,7 @@ func (g *generator) payload(dst netip.Addr) (kind string, proto byte, b []byte) 
 	}
 	switch g.IntN(3) {
 	case 0:
-		return "half a TCP header", partition.TCP, append(numbers(client, port), g.bytes(g.IntN(9))...)
+		return "half a TCP header", partition.TCP, append(numbers(client, port), g.bytes(g.IntN(16))...)
 	case 1:
 		return "neighbour solicitation", icmpProto(dst), append(append([]byte{135, 0, 0, 0}, g.bytes(4)...), dst.AsSlice()...)
 	}

@@ -14,8 +14,7 @@ import (
 // What decides a packet: partition.Divider.Decide, as rules.
 //
 // A chain that judges ends in a drop, unless the maps open and rest say that
-// the packet's bucket is ours: then it returns to the chain that was last left
-// by a jump, which admits. Only positive matches return.
+// the packet's bucket is ours, and send it to the chain ours.
 
 // judge returns the chains that judge the packets of a family.
 func (t *table) judge(f *served) []chain {
@@ -188,13 +187,15 @@ func toPort(l *layout, port uint16) phrase {
 	return matchBytes(transportHeader, l.port, expr.CmpOpEq, byte(port>>8), byte(port))
 }
 
-// The chains of buckets that move: rest is ours, open is another's.
+// Where the maps open and rest send a packet. A bucket moves when its rest is
+// ours and its open is another's.
 const (
+	ours       = "ours"
 	movingOpen = "moving_open"
 	movingRest = "moving_rest"
 )
 
-// moving returns these chains. A packet that opens a flow is another
+// moving returns the chains of buckets that move. A packet that opens a flow is another
 // director's to take, and from then on so is the rest of that flow, even if it
 // had been ours: what looks like a retransmission was scheduled anew there.
 func (t *table) moving() []chain {
@@ -208,7 +209,7 @@ func (t *table) moving() []chain {
 			phrase{in(f.superseded, keyReg)}, count(cntSuperseded), drop()))
 	}
 	open.rules = append(open.rules, drop())
-	rest.rules = append(rest.rules, phrase{&expr.Verdict{Kind: expr.VerdictReturn}})
+	rest.rules = append(rest.rules, goTo(ours))
 	return []chain{open, rest}
 }
 
@@ -226,7 +227,7 @@ func (t *table) backstop() []chain {
 				rule(t.bucketOf(f.family, &f.packet, d), phrase{in(t.settling, bucketReg)}, count(cntSilenced), drop()),
 			}})
 		}
-		base.rules = append(base.rules, rule(f.isPacket(), f.toVIP(f.vips), goTo("settle_"+f.name)))
+		base.rules = append(base.rules, f.toVIP(goTo("settle_"+f.name))...)
 		chains = append(chains, chain{name: "settle_" + f.name, rules: append(
 			[]phrase{
 				rule(l4(unix.IPPROTO_TCP), tcpOpens(true), accept()),

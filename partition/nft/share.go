@@ -53,7 +53,7 @@ func (t *table) fateMaps() [2]fateMap {
 func (m *fateMap) verdict(h holding) *expr.Verdict {
 	switch h {
 	case owned:
-		return &expr.Verdict{Kind: expr.VerdictReturn}
+		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: ours}
 	case moving:
 		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: m.moving}
 	}

@@ -72,8 +72,13 @@ type table struct {
 // A family that has a virtual address, and its sets.
 type served struct {
 	*family
-	vips, superseded *nftables.Set
+	few        []netip.Addr  // virtual addresses
+	vips       *nftables.Set // if they are not few
+	superseded *nftables.Set
 }
+
+// few is up to how many virtual addresses comparing each beats a set.
+const few = 3
 
 // A filled set comes with its elements.
 type filled struct {
@@ -163,8 +168,24 @@ func (t *table) serve(f *family) {
 	if len(vips) == 0 {
 		return
 	}
-	s := served{family: f, vips: t.set("vips_"+f.name, f.address)}
-	s.vips.Constant, s.vips.Interval = true, networks
+	s := served{family: f}
+	if !networks && len(vips) <= few {
+		for _, v := range vips {
+			s.few = append(s.few, v.Addr())
+		}
+	} else {
+		s.vips = t.addresses("vips_"+f.name, f, vips, networks)
+	}
+	s.superseded = t.dynamic("superseded_"+f.name, nftables.MustConcatSetType(
+		f.address, f.address, nftables.TypeInetService, nftables.TypeInetService, nftables.TypeInetProto), maxSuperseded)
+	s.superseded.Concatenation = true
+	t.families = append(t.families, s)
+}
+
+// addresses returns the set of all virtual addresses of a family.
+func (t *table) addresses(name string, f *family, vips []netip.Prefix, networks bool) *nftables.Set {
+	set := t.set(name, f.address)
+	set.Constant, set.Interval = true, networks
 	var elements []nftables.SetElement
 	for _, v := range vips {
 		elements = append(elements, nftables.SetElement{Key: v.Addr().AsSlice()})
@@ -172,11 +193,20 @@ func (t *table) serve(f *family) {
 			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
 	}
-	t.maps = append(t.maps, filled{s.vips, elements})
-	s.superseded = t.dynamic("superseded_"+f.name, nftables.MustConcatSetType(
-		f.address, f.address, nftables.TypeInetService, nftables.TypeInetService, nftables.TypeInetProto), maxSuperseded)
-	s.superseded.Concatenation = true
-	t.families = append(t.families, s)
+	t.maps = append(t.maps, filled{set, elements})
+	return set
+}
+
+// toVIP returns rules that do something with the packets to a virtual address.
+func (s *served) toVIP(what phrase) (rules []phrase) {
+	for _, a := range s.few {
+		rules = append(rules, rule(s.isPacket(), matchBytes(networkHeader, s.packet.vip, expr.CmpOpEq, a.AsSlice()...), what))
+	}
+	if s.vips != nil {
+		rules = append(rules, rule(s.isPacket(),
+			phrase{load(networkHeader, keyReg, s.packet.vip, s.packet.addrLen), in(s.vips, keyReg)}, what))
+	}
+	return rules
 }
 
 // lastOf returns the last address of a network.

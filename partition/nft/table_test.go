@@ -127,7 +127,7 @@ func TestApplyRepairs(t *testing.T) {
 	d := w.directors[0]
 	for _, edit := range []string{
 		"flush map inet saru open", "delete element inet saru rest { 7 }",
-		"delete element inet saru open { 5 } ; add element inet saru open { 5 : return }",
+		"delete element inet saru open { 5 } ; add element inet saru open { 5 : goto ours }",
 	} {
 		if err := d.filter.Apply(nft.Desired{Open: partition.SetOf(7), Rest: partition.SetOf(7, 8)}); err != nil {
 			t.Fatal(err)
@@ -147,7 +147,7 @@ func TestApplyRepairs(t *testing.T) {
 func TestVerify(t *testing.T) {
 	for _, edit := range []string{
 		"nft delete element inet saru open { 7 }",
-		"nft add rule inet saru udp_0_ip return",
+		"nft add rule inet saru udp_0_ip goto ours",
 		"nft flush chain inet saru judge_ip",
 		"nft delete chain inet saru input",
 		"nft delete table netdev saru",
