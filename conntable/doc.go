@@ -26,9 +26,10 @@
 //
 // # Memory
 //
-// An IPv4 connection takes 48 bytes for its entry and 4 for its bucket,
+// An IPv4 connection takes 48 bytes for its entry and 8 for its two buckets,
 // whether it lives or is a tombstone; an IPv6 client 16 more. Neither holds a
-// pointer. Entries and buckets lie in segments that never move (arena.go), and
+// pointer. TestMemory measures what is resident all the while a table grows:
+// 58 bytes at most for each of a million. Entries and buckets lie in segments that never move (arena.go), and
 // the hash index grows by a bucket at a time (index.go), so there is no moment
 // at which a grown copy lives beside the old. What few values stand for in many
 // connections (services, real servers, states with their flags and timeouts)

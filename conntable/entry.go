@@ -94,6 +94,8 @@ func endpointOf(ap netip.AddrPort) endpoint {
 	return endpoint{address{a.As16(), familyOf(a)}, ap.Port()}
 }
 
+func (e endpoint) hint() uint8 { return e.addr[15] + uint8(e.port)*5 + uint8(e.port>>8) }
+
 func (e *endpoint) netip() netip.AddrPort { return netip.AddrPortFrom(e.address.netip(), e.port) }
 
 // A service is what connections to one virtual service have in common in their
@@ -104,6 +106,8 @@ type service struct {
 	template bool
 }
 
+func (s service) hint() uint8 { return s.virtual.hint() + s.protocol }
+
 // A mode is all of a telling that few values stand for.
 type mode struct {
 	timeout time.Duration
@@ -112,6 +116,8 @@ type mode struct {
 	node    NodeID // of the version
 	state   uint16
 }
+
+func (m mode) hint() uint8 { return uint8(m.state) + uint8(m.flags>>4) + uint8(m.node)*16 }
 
 func modeOf(r *Record, v Version) mode {
 	return mode{r.Timeout, r.Flags, r.FWMark, v.Node, r.State}

@@ -3,13 +3,18 @@ package conntable
 const (
 	headsBits = 10
 	headsLen  = 1 << headsBits
+
+	// spread is how many buckets there are for each entry. More cost 4 bytes
+	// each; fewer make chains longer, and each step along a chain waits for
+	// memory.
+	spread = 2
 )
 
 // An index finds entries by their key's hash: chains of entries, linked
 // through entry.chain, and their heads. It grows by linear hashing (W. Litwin,
-// "Linear Hashing", 1980): each insertion that makes entries outnumber buckets
-// adds one bucket and splits one chain, so there never is a moment at which
-// all is rehashed or at which two tables live.
+// "Linear Hashing", 1980): an insertion that leaves fewer than spread buckets
+// for each entry adds as many and splits as many chains, so there never is a
+// moment at which all is rehashed or at which two tables live.
 type index struct {
 	heads   []*[headsLen]uint32
 	buckets uint32 // at least 1
@@ -42,7 +47,7 @@ func (x *index) place(hash uint64) uint32 {
 func (s *shard) insert(id uint32, hash uint64) {
 	x := &s.index
 	x.size++
-	if x.size > x.buckets {
+	for x.buckets < spread*x.size {
 		s.split()
 	}
 	head := x.head(hash)

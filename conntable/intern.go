@@ -6,14 +6,19 @@ package conntable
 //
 // An id cannot wrap: there are never more ids than entries that hold one, and
 // the table's limit keeps these below 1<<30.
-type interned[T comparable] struct {
+type interned[T internable] struct {
 	ids    map[T]uint32
-	values []held[T] // by id; 0 is none
-	free   uint32    // head of the free ids, linked by held.next
-	last   uint32    // found last: neighbours in time are alike
+	values []held[T]  // by id; 0 is none
+	free   uint32     // head of the free ids, linked by held.next
+	recent [32]uint32 // ids found last, by hint: what is looked for is mostly among them
 }
 
-type held[T comparable] struct {
+type internable interface {
+	comparable
+	hint() uint8 // tells values apart that are in use together
+}
+
+type held[T internable] struct {
 	value T
 	holds uint32
 	next  uint32
@@ -28,12 +33,13 @@ func (in *interned[T]) at(id uint32) *T { return &in.values[id].value }
 
 // find returns the id of v, or 0.
 func (in *interned[T]) find(v *T) uint32 {
-	if in.values[in.last].holds > 0 && in.values[in.last].value == *v {
-		return in.last
+	recent := &in.recent[(*v).hint()%uint8(len(in.recent))]
+	if h := &in.values[*recent]; h.holds > 0 && h.value == *v {
+		return *recent
 	}
 	id := in.ids[*v]
 	if id != 0 {
-		in.last = id
+		*recent = id
 	}
 	return id
 }

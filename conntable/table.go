@@ -34,13 +34,13 @@ type Outcome uint8
 
 // Outcomes.
 const (
-	Added    Outcome = iota // the key was not known
-	Updated                 // it was, with an older version
-	Same                    // this very version was there
-	Stale                   // a newer version was there
-	Late                    // the record is past its own deadline
-	Full                    // the key is not known, and the table full of more useful ones
-	Absurd                  // the version is higher than MaxClock
+	Added   Outcome = iota // the key was not known
+	Updated                // it was, with an older version
+	Same                   // this very version was there
+	Stale                  // a newer version was there
+	Late                   // the record is past its own deadline
+	Full                   // the key is not known, and the table full of more useful ones
+	Absurd                 // the version is higher than MaxClock
 	Outcomes
 )
 
@@ -87,8 +87,8 @@ type Table struct {
 	used   atomic.Int64 // entries and tombstones
 	tombs  atomic.Int64
 	shed   atomic.Uint64
-	clock  *Clock // for RefuseLate, or nil
-	slack  time.Duration
+	clock  *Clock
+	slack  time.Duration // for RefuseLate; 0: do not
 	shards [shardCount]shard
 }
 
@@ -112,7 +112,7 @@ type shard struct {
 // New returns an empty Table for at most limit entries, tombstones included;
 // limit is at most 1<<30.
 func New(limit int) *Table {
-	t := &Table{start: time.Now(), limit: int64(min(limit, maxLimit))}
+	t := &Table{start: time.Now(), limit: int64(min(limit, maxLimit)), clock: NewClock(0)}
 	seed := rand.Uint64()
 	for i := range t.shards {
 		s := &t.shards[i]
@@ -161,7 +161,8 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	s, at := t.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := t.now()
+	moment := time.Now()
+	now := moment.Sub(t.start)
 	p := s.probe(&r.Key)
 	id := s.find(&p)
 	res := Result{Ref: Ref{at, int32(id)}}
@@ -180,10 +181,11 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	case r.Version.Clock > MaxClock:
 		res.Outcome = Absurd
 		return res
-	case r.Remaining <= 0 || t.late(r):
+	case r.Remaining <= 0 || t.late(r, moment):
 		res.Outcome = Late
 		return res
 	}
+	t.clock.observe(r.Version.Clock, moment)
 	until := now + min(r.Remaining, maxRemaining)
 	if id != 0 {
 		s.update(t, id, hash, r, q, until, now)
@@ -200,6 +202,20 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	return res
 }
 
+// Delete makes a tombstone, told by version v, of the entry of k, as Apply
+// does. If there is no living entry the Outcome is Late.
+func (t *Table) Delete(k Key, v Version, q Queue) Result {
+	var r Record
+	if !t.Lookup(k, &r) || r.Deleted {
+		return Result{Outcome: Late}
+	}
+	r.Version, r.Deleted = v, true
+	r.Seq, r.PEName, r.PEData = nil, "", nil
+	// In whole seconds, as it travels.
+	r.Timeout = (r.Remaining + time.Second - 1).Truncate(time.Second)
+	return t.Apply(&r, q)
+}
+
 // enqueue puts e on the queues q, and returns on which of them it was not.
 func (e *entry) enqueue(q Queue) Queue {
 	added := q &^ e.queues
@@ -210,9 +226,9 @@ func (e *entry) enqueue(q Queue) Queue {
 	return added
 }
 
-func (t *Table) late(r *Record) bool {
-	return t.clock != nil && r.Version.Clock >= LiveClock &&
-		t.clock.Now() > r.Version.Clock+uint64(max(0, r.Timeout+t.slack)/time.Microsecond)
+func (t *Table) late(r *Record, now time.Time) bool {
+	return t.slack > 0 && r.Version.Clock >= LiveClock &&
+		t.clock.at(now) > r.Version.Clock+uint64(max(0, r.Timeout+t.slack)/time.Microsecond)
 }
 
 func (s *shard) prev(id uint32, r *Record, now time.Duration) Prev {
@@ -388,11 +404,11 @@ func (t *Table) Lookup(k Key, r *Record) bool {
 // Call it about once a second.
 func (t *Table) Expire() int {
 	n := 0
-	now := t.now()
+	now, tick := t.now(), int64(t.clock.Now()>>horizonBits)
 	for i := range t.shards {
 		for more := true; more; {
 			var some int
-			some, more = t.shards[i].expire(t, now)
+			some, more = t.shards[i].expire(t, now, tick)
 			n += some
 		}
 	}
@@ -401,7 +417,7 @@ func (t *Table) Expire() int {
 
 // expire looks at some of the entries that are due. It returns how many it
 // dropped, and whether there are more.
-func (s *shard) expire(t *Table, now time.Duration) (n int, more bool) {
+func (s *shard) expire(t *Table, now time.Duration, tick int64) (n int, more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range expireChunk {
@@ -415,21 +431,24 @@ func (s *shard) expire(t *Table, now time.Duration) (n int, more bool) {
 			s.wheel.add(&s.entries, id, until)
 			continue
 		}
-		s.forget(e)
+		s.forget(e, tick)
 		t.drop(s, id)
 		n++
 	}
 	return n, true
 }
 
-// forget takes an entry that died out of the digests, if need be. As a rule it
-// need not: the term leaves by its own quantised deadline, at the same horizon
-// everywhere. But one that was told with less remaining than its timeout would
-// linger.
-func (s *shard) forget(e *entry) {
+// lingerTicks is by how much a term may outlive its entry.
+const lingerTicks = 4
+
+// forget takes an entry that died at tick out of the digests, if need be. As a
+// rule it need not: the term leaves by its own quantised deadline, at the same
+// horizon everywhere. But one that was told with less remaining than its
+// timeout would linger.
+func (s *shard) forget(e *entry, tick int64) {
 	m := s.modes.at(e.mode)
 	v := Version{e.clock, m.node}
-	if tm := termOf(0, v, m.timeout); tm.leave <= s.calendar.folded+reachTicks {
+	if termOf(0, v, m.timeout).leave <= tick+lingerTicks {
 		return
 	}
 	k := s.key(e)

@@ -174,13 +174,19 @@ func TestTombstoneOutlivesNothing(t *testing.T) {
 		tab := New(10)
 		old := record(1, Version{1, 1}, 1, 100*time.Second)
 		tab.Apply(old, 0)
-		gone := record(1, Version{2, 1}, 1, 100*time.Second)
-		gone.Deleted = true
-		tab.Apply(gone, 0)
+		time.Sleep(1500 * time.Millisecond)
+		tab.Delete(testKey(1), Version{2, 1}, 0)
+		var r Record
+		if !tab.Lookup(testKey(1), &r) || !r.Deleted || r.Timeout != 99*time.Second {
+			t.Errorf("after the deletion: %+v", r)
+		}
+		if got := tab.Delete(testKey(1), Version{3, 1}, 0).Outcome; got != Late {
+			t.Errorf("deleted twice: %v", got)
+		}
 		if got := tab.Apply(old, 0).Outcome; got != Stale {
 			t.Errorf("what was deleted came back: %v", got)
 		}
-		time.Sleep(102 * time.Second)
+		time.Sleep(100 * time.Second)
 		tab.Expire()
 		if tab.Tombstones() != 0 {
 			t.Error("the tombstone outlived the entry's deadline")
@@ -204,6 +210,99 @@ func TestLimit(t *testing.T) {
 		tab.Expire()
 		if got := tab.Apply(record(3, Version{1, 1}, 1, time.Minute), 0).Outcome; got != Added {
 			t.Errorf("after expiry: %v", got)
+		}
+	})
+}
+
+// sameShard returns n keys' numbers whose entries compete for room.
+func sameShard(n int) []int {
+	var nums []int
+	for i := 0; len(nums) < n; i++ {
+		if k := testKey(i); SliceOf(&k)%shardCount == 0 {
+			nums = append(nums, i)
+		}
+	}
+	return nums
+}
+
+func TestAFullTableShedsWhatWouldDieFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(3)
+		k := sameShard(5)
+		tab.Apply(record(k[0], Version{1, 1}, 1, 900*time.Second), 0)
+		gone := record(k[1], Version{1, 1}, 1, 20*time.Second)
+		gone.Deleted = true
+		tab.Apply(gone, 0)
+		tab.Apply(record(k[2], Version{1, 1}, 1, 10*time.Second), 0)
+		tab.Apply(record(k[2], Version{2, 1}, 1, 900*time.Second), 0) // refreshed
+		for _, step := range []struct {
+			key  int
+			rest time.Duration
+			want Outcome
+			left []int
+		}{
+			{k[3], 15 * time.Second, Full, []int{k[0], k[1], k[2]}},
+			{k[3], 60 * time.Second, Added, []int{k[0], k[2], k[3]}},
+			{k[4], 900 * time.Second, Added, []int{k[0], k[2], k[4]}},
+			{k[1], 900 * time.Second, Full, []int{k[0], k[2], k[4]}},
+		} {
+			if got := tab.Apply(record(step.key, Version{1, 1}, 1, step.rest), 0).Outcome; got != step.want {
+				t.Errorf("one that lives %v: %v, want %v", step.rest, got, step.want)
+			}
+			is := contents(tab)
+			for _, i := range step.left {
+				if _, ok := is[testKey(i)]; !ok || len(is) != len(step.left) {
+					t.Errorf("after one that lives %v: %v", step.rest, is)
+				}
+			}
+		}
+		if tab.Shed() != 2 || tab.Tombstones() != 0 || tab.Len() != 3 {
+			t.Errorf("%d shed, %d connections, %d tombstones; want 2, 3 and 0", tab.Shed(), tab.Len(), tab.Tombstones())
+		}
+	})
+}
+
+func TestWhatNobodyWasToldKeepsItsVersion(t *testing.T) {
+	const first, second = 1<<50 - 10, 1<<50 + 10 // in different ticks
+	for _, c := range []struct {
+		name    string
+		between func(tab *Table, ref Ref)
+		next    Version
+		want    uint64
+	}{
+		{"still waiting", func(*Table, Ref) {}, Version{second, 1}, first},
+		{"taken", func(tab *Table, ref Ref) { tab.Take(ref, ToPeers, &Record{}) }, Version{second, 1}, second},
+		{"told in bulk", func(tab *Table, _ Ref) { tab.Each(func(*Record) bool { return true }) }, Version{second, 1}, second},
+		{"of another node", func(*Table, Ref) {}, Version{second, 2}, second},
+		{"in the same tick", func(*Table, Ref) {}, Version{first + 5, 1}, first + 5},
+		{"much later", func(*Table, Ref) {}, Version{first + HorizonTick, 1}, first + HorizonTick},
+	} {
+		tab := New(10)
+		res := tab.Apply(record(1, Version{first, 1}, 1, time.Hour), ToPeers)
+		c.between(tab, res.Ref)
+		tab.Apply(record(1, c.next, 2, time.Hour), ToPeers)
+		var r Record
+		if !tab.Lookup(testKey(1), &r) || r.State != 2 || r.Version != (Version{c.want, c.next.Node}) {
+			t.Errorf("%s: %+v in state %d, want clock %d in state 2", c.name, r.Version, r.State, uint64(c.want))
+		}
+	}
+}
+
+func TestRefuseLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, clock := New(10), NewClock(1)
+		tab.RefuseLate(clock, time.Minute)
+		old, found := clock.Next(), FoundVersion(1, time.Hour)
+		time.Sleep(959 * time.Second)
+		if got := tab.Apply(record(1, old, 1, 900*time.Second), 0).Outcome; got != Added {
+			t.Errorf("959 s after: %v", got)
+		}
+		time.Sleep(2 * time.Second)
+		if got := tab.Apply(record(2, old, 1, 900*time.Second), 0).Outcome; got != Late {
+			t.Errorf("961 s after: %v", got)
+		}
+		if got := tab.Apply(record(3, found, 1, 900*time.Second), 0).Outcome; got != Added {
+			t.Errorf("a found one has no age: %v", got)
 		}
 	})
 }
@@ -281,47 +380,4 @@ func TestClock(t *testing.T) {
 			t.Errorf("found: %+v", f)
 		}
 	})
-}
-
-func BenchmarkUpdate(b *testing.B) {
-	const many = 1 << 17
-	tab := New(many)
-	recs := make([]*Record, many)
-	for i := range recs {
-		recs[i] = record(i, Version{1, 1}, 1, 15*time.Minute)
-		tab.Apply(recs[i], ToPeers)
-	}
-	b.ReportAllocs()
-	clock := uint64(1)
-	for i := 0; b.Loop(); i++ {
-		r := recs[i*7919%many]
-		clock++
-		r.Version.Clock = clock
-		if tab.Apply(r, ToPeers).Outcome != Updated {
-			b.Fatal("not updated")
-		}
-	}
-}
-
-func BenchmarkTake(b *testing.B) {
-	tab := New(1)
-	rec := record(1, Version{1, 1}, 1, 15*time.Minute)
-	var r Record
-	b.ReportAllocs()
-	for b.Loop() {
-		rec.Version.Clock++
-		tab.Take(tab.Apply(rec, ToPeers).Ref, ToPeers, &r)
-	}
-}
-
-func BenchmarkEach(b *testing.B) {
-	const many = 1 << 17
-	tab := New(many)
-	for i := range many {
-		tab.Apply(record(i, Version{1, 1}, 1, 15*time.Minute), 0)
-	}
-	for b.Loop() {
-		tab.Each(func(*Record) bool { return true })
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/many, "ns/entry")
 }

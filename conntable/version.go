@@ -76,7 +76,7 @@ func (c *Clock) Node() NodeID { return c.node }
 func (c *Clock) Next() Version {
 	for {
 		last := c.last.Load()
-		t := max(c.paced(), last+1)
+		t := max(c.paced(time.Now()), last+1)
 		if c.last.CompareAndSwap(last, t) {
 			return Version{t, c.node}
 		}
@@ -84,24 +84,27 @@ func (c *Clock) Next() Version {
 }
 
 // Now returns the clock's reading without making a version.
-func (c *Clock) Now() uint64 { return max(c.paced(), c.last.Load()) }
+func (c *Clock) Now() uint64 { return c.at(time.Now()) }
+
+func (c *Clock) at(now time.Time) uint64 { return max(c.paced(now), c.last.Load()) }
 
 // Observe makes all versions to come higher than clock. A reading over
 // MaxClock is not believed.
-func (c *Clock) Observe(clock uint64) {
-	if clock > MaxClock {
+func (c *Clock) Observe(clock uint64) { c.observe(clock, time.Now()) }
+
+func (c *Clock) observe(clock uint64, now time.Time) {
+	if clock <= c.last.Load() || clock > MaxClock {
 		return
 	}
 	raise(&c.last, clock)
-	if now := time.Now(); clock > wall(now) {
+	if clock > wall(now) {
 		raise(&c.ahead, clock-min(clock, c.since(now)))
 	}
 }
 
 // paced is the clock but for what was observed just now: the wall clock, or
 // the time since start on the highest reading.
-func (c *Clock) paced() uint64 {
-	now := time.Now()
+func (c *Clock) paced(now time.Time) uint64 {
 	w, ahead := wall(now), c.ahead.Load()
 	if paced := ahead + c.since(now); w <= paced {
 		return paced
