@@ -139,6 +139,8 @@ type sentHB struct {
 	open partition.Set
 	want partition.Set
 	acks []vote
+
+	refused bool // somebody refused something
 }
 
 type vote struct {

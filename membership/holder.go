@@ -107,10 +107,10 @@ func (c *Core) evaluate() {
 		return
 	}
 	for s := range c.recent {
-		v := c.granted(s)
-		if v.refused.Empty() {
+		if !s.refused {
 			continue
 		}
+		v := c.granted(s)
 		lost := v.refused.Intersect(s.open).Intersect(c.open).Minus(c.closeReq)
 		for b := range lost.All() {
 			if c.cleared[b] > s.n {
@@ -377,6 +377,7 @@ func (c *Core) ackFrom(a *Ack) {
 	}
 	c.stats.Acks++
 	s.acks = append(s.acks, vote{a.From, a.Granted, a.Refused})
+	s.refused = s.refused || !a.Refused.Empty()
 	if again := a.Refused.Intersect(c.last.Want); !again.Empty() && c.retryAt == 0 {
 		// The claim has overtaken the release on the way to this voter.
 		c.retryAt = c.now + c.cfg.Settle/2

@@ -30,17 +30,11 @@ func (c *Core) granted(s *sentHB) verdict {
 // grantedByMajority judges by H5: the grants of a majority of the voters, of
 // which this node may be one.
 func (c *Core) grantedByMajority(s *sentHB) verdict {
-	var yes, no [MaxNodes + 1]partition.Set // by at least so many voters
-	count := 0
-	add := func(sets *[MaxNodes + 1]partition.Set, s partition.Set) {
-		for i := count; i > 1; i-- {
-			sets[i] = sets[i].Union(sets[i-1].Intersect(s))
-		}
-		sets[1] = sets[1].Union(s)
-	}
+	var yes, no tally
+	count, need := 0, c.quorum()
 	if s.own && c.votes(c.id) {
 		count++
-		add(&yes, s.open.Union(s.want))
+		yes.add(s.open.Union(s.want), need)
 	}
 	for i := range s.acks {
 		a := &s.acks[i]
@@ -52,15 +46,34 @@ func (c *Core) grantedByMajority(s *sentHB) verdict {
 		if c.cfg.mutant&refusedIsAbsent != 0 {
 			granted = granted.Union(a.refused)
 		}
-		add(&yes, granted)
-		add(&no, a.refused)
+		yes.add(granted, need)
+		if s.refused {
+			no.add(a.refused, need)
+		}
 	}
-	need, v := c.quorum(), verdict{}
-	v.heard = count >= need
-	v.keep, v.gain = s.open.Intersect(yes[need]), s.want.Intersect(yes[need])
-	v.refused = no[len(c.cfg.Voters)-need+1]
-	return v
+	by := yes.atLeast(need)
+	return verdict{
+		heard: count >= need, keep: s.open.Intersect(by), gain: s.want.Intersect(by),
+		refused: no.atLeast(len(c.cfg.Voters) - need + 1),
+	}
 }
+
+// A tally counts, for each bucket, the sets that have it.
+type tally struct {
+	n    int
+	sets [MaxNodes/2 + 1]partition.Set // with the buckets in more than so many
+}
+
+// add counts one set more; nobody will ask for more than most.
+func (t *tally) add(s partition.Set, most int) {
+	t.n++
+	for i := min(t.n, most) - 1; i > 0; i-- {
+		t.sets[i] = t.sets[i].Union(t.sets[i-1].Intersect(s))
+	}
+	t.sets[0] = t.sets[0].Union(s)
+}
+
+func (t *tally) atLeast(n int) partition.Set { return t.sets[n-1] }
 
 // grantedByAll judges by H6: to keep, every peer that is heard and not
 // suspected has answered; to gain, every peer and everyone they list.

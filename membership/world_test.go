@@ -156,6 +156,7 @@ type faults struct {
 	majority              bool
 	witnesses             int
 	newVoters             bool // restarted nodes know one voter more, or one less
+	amnesia               bool // voters are restarted just when a holder is cut off
 	clone                 bool // another machine uses the first one's name
 	steady                bool // nothing fails: no established flow may notice a move
 }
@@ -414,6 +415,11 @@ func (n *simNode) work(life int) {
 		n.perform(life, a)
 	}
 	n.todo = nil
+	if n.w.mut&countStalledSilence != 0 && n.core.Next() <= n.local() {
+		n.core.Wake(n.local()) // the timer before the socket
+		n.act()
+		return
+	}
 	if at := n.core.Next(); at != never {
 		n.w.at(time.Duration(float64(at+n.offset)/n.rate)+time.Microsecond, func() {
 			if life == n.life && n.core.Next() <= n.local() {
@@ -714,7 +720,12 @@ func (w *world) trouble(end time.Duration) {
 	}
 	n := w.nodes[w.IntN(len(w.nodes))]
 	life := n.life
-	switch w.IntN(9) {
+	fault := w.IntN(9)
+	if w.f.amnesia && w.chance(0.3) {
+		w.forget(n)
+		fault = -1
+	}
+	switch fault {
 	case 0:
 		if w.f.kills && n.up {
 			n.kill()
@@ -751,6 +762,38 @@ func (w *world) trouble(end time.Duration) {
 		}
 	}
 	w.after(w.between(50*time.Millisecond, 700*time.Millisecond), func() { w.trouble(end) })
+}
+
+// isolate cuts a off from b, or heals that.
+func (w *world) isolate(a, b *simNode, on bool) {
+	for p := range w.cut {
+		w.cut[p][a.i][b.i], w.cut[p][b.i][a.i] = on, on
+	}
+}
+
+// forget cuts a holder off from another for long, then from all, hangs it, and
+// restarts a voter that promised it something at that moment.
+func (w *world) forget(holder *simNode) {
+	k := len(w.nodes)
+	taker := w.nodes[(holder.i+1+w.IntN(k-1))%k]
+	voter := w.nodes[(holder.i+1+w.IntN(k-1))%k]
+	w.logf(holder, "is cut from %s, then %s forgets it", taker.name, voter.name)
+	w.isolate(holder, taker, true)
+	w.after(w.between(400*time.Millisecond, 600*time.Millisecond), func() {
+		holder.stalled = max(holder.stalled, w.now+w.between(0, time.Second))
+		for _, o := range w.nodes {
+			w.isolate(holder, o, true)
+		}
+		if voter != taker && voter.up && w.now < troubleEnds {
+			voter.kill()
+			w.after(w.between(time.Millisecond, 5*time.Millisecond), voter.start)
+		}
+	})
+	w.after(w.between(time.Second, 2*time.Second), func() {
+		for _, o := range w.nodes {
+			w.isolate(holder, o, false)
+		}
+	})
 }
 
 func (w *world) move(n *simNode) {
