@@ -43,3 +43,23 @@ func TestBroadcastFrame(t *testing.T) {
 	}
 	check("without the ingress chain")
 }
+
+// A frame for the VIP to somebody else's MAC, which the switch floods, is
+// nobody's, whole or in fragments.
+func TestForeignMAC(t *testing.T) {
+	w := newNetwork(t, 2, config(time.Minute))
+	w.beat(1)
+	w.client.run("ip neigh replace 10.9.0.100 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
+	for _, size := range []int{64, 8000} {
+		for _, got := range w.arrived(w.sendMany(ports(8), size), 200*time.Millisecond) {
+			if got[0]+got[1] != 0 {
+				t.Errorf("%d bytes: %v", size, got)
+			}
+		}
+	}
+	for _, d := range w.directors {
+		if s, err := d.filter.Stats(); err != nil || s.Accepted != 0 || s.Fragments != 0 || s.Own != 0 {
+			t.Errorf("%+v, %v", s, err)
+		}
+	}
+}

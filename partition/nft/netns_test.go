@@ -250,21 +250,8 @@ func (d *director) serve() {
 		ln, err = net.Listen("tcp4", fmt.Sprintf("%v:%d", vip, port))
 		return err
 	})
+	d.hearDatagrams(pc)
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		buf := make([]byte, 1<<16)
-		for {
-			n, _, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if n >= 4 {
-				d.mu.Lock()
-				d.heard[binary.BigEndian.Uint32(buf)]++
-				d.mu.Unlock()
-			}
-		}
-	})
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -278,7 +265,6 @@ func (d *director) serve() {
 		}
 	})
 	d.t.Cleanup(func() {
-		pc.Close()
 		ln.Close()
 		d.mu.Lock()
 		for _, c := range d.conns {
@@ -286,6 +272,30 @@ func (d *director) serve() {
 		}
 		d.mu.Unlock()
 		wg.Wait()
+	})
+}
+
+// hearDatagrams counts the numbered datagrams that come.
+func (d *director) hearDatagrams(pc net.PacketConn) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<16)
+		for {
+			n, _, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if n >= 4 {
+				d.mu.Lock()
+				d.heard[binary.BigEndian.Uint32(buf)]++
+				d.mu.Unlock()
+			}
+		}
+	}()
+	d.t.Cleanup(func() {
+		pc.Close()
+		<-done
 	})
 }
 
