@@ -272,7 +272,7 @@ func TestOtherShape(t *testing.T) {
 func TestHealedSplit(t *testing.T) {
 	w := calm(t, 2, faults{cuts: true})
 	w.isolate(w.nodes[0], w.nodes[1], true)
-	w.settle(t, 2*time.Second)
+	w.settle(t, time.Minute)
 	w.want(t, "split", 16, 16)
 	senior := 0
 	if w.nodes[1].core.outranks(w.nodes[1].core.peer(ID("d0"))) {
@@ -293,6 +293,19 @@ func TestHealedSplit(t *testing.T) {
 	if w.worst > overlapBound {
 		t.Errorf("both accepted for %v", w.worst)
 	}
+}
+
+// Builds one version apart run together, in all directions.
+func TestRollingUpgrade(t *testing.T) {
+	w := calm(t, 3, faults{mixed: true, steady: true})
+	for i, n := range w.shares() {
+		if n < 5 {
+			t.Errorf("d%d accepts %d buckets", i, n)
+		}
+	}
+	w.nodes[1].does(func(c *Core, now time.Duration) { c.Drain(now, true) })
+	w.settle(t, 5*time.Second)
+	w.want(t, "the newer one drained", 8, 0, 8)
 }
 
 // A machine that takes a dead one's name serves as soon as the dead one's

@@ -124,7 +124,8 @@
 // members (1), per member: node (8), incarnation (8), term and counter at which
 // it was first listed (4, 4), weight (2); then the owners' indices, two buckets
 // a byte, the lower bucket in the upper half. The hash is the first 8 bytes of
-// the SHA-256 of everything else from the epoch on.
+// the SHA-256 of everything else from the epoch on, later versions' fields
+// left out.
 //
 // Fetch (type 4): the epoch (16) that the sender wants to be told.
 package membership

@@ -28,6 +28,8 @@ const (
 	MaxMessage = 1400
 	// MaxName bounds a node's name, in bytes (that of a host name's label).
 	MaxName = 63
+	// MaxLease bounds a lease: whoever hears of one may have to wait for it.
+	MaxLease = 10 * time.Second
 	// MaxNodes bounds a share's members; an owner's index is half a byte.
 	MaxNodes = 16
 )
@@ -406,7 +408,7 @@ func (d *Decoder) heartbeat(h Header, r *reader) (ok bool) {
 	hb := &d.hb
 	r.u8() // zero
 	hb.Freeze = r.u32()
-	if hb.Words, ok = r.words(); !ok || hb.State > Left {
+	if hb.Words, ok = r.words(); !ok || hb.State > Left || hb.Lease > MaxLease {
 		return false
 	}
 	hb.Open, hb.Want, hb.Rest = r.set(hb.Words), r.set(hb.Words), r.set(hb.Words)

@@ -157,6 +157,7 @@ type faults struct {
 	witnesses             int
 	newVoters             bool // restarted nodes know one voter more, or one less
 	amnesia               bool // voters are restarted just when a holder is cut off
+	mixed                 bool // the second node speaks the next version
 	clone                 bool // another machine uses the first one's name
 	steady                bool // nothing fails: no established flow may notice a move
 }
@@ -388,6 +389,10 @@ func (n *simNode) act() {
 		s := simAction{Action: a}
 		if a.Kind == Send {
 			s.wire, s.Message = a.Message.Append(nil), nil
+			if n.w.f.mixed && n.i == 1 {
+				s.wire[1]++
+				s.wire = append(s.wire, "what the next version adds"...)
+			}
 			if len(s.wire) > MaxMessage {
 				n.w.fail("message of %d bytes", len(s.wire))
 			}

@@ -63,6 +63,7 @@ type Engine struct {
 	was    membership.State
 
 	plain, out, in []byte
+	to             []netip.AddrPort
 	decoder        membership.Decoder
 
 	opened, armErrors, confirmErrors uint64
@@ -310,7 +311,7 @@ func (e *Engine) apply(a membership.Action) {
 func (e *Engine) send(to membership.NodeID, m membership.Message) {
 	plain := m.Append(e.out[:0])
 	e.out = plain
-	var at []netip.AddrPort
+	at := e.to[:0]
 	if to != 0 {
 		if a, ok := e.addrs[to]; ok {
 			at = append(at, a)
@@ -322,6 +323,7 @@ func (e *Engine) send(to membership.NodeID, m membership.Message) {
 		}
 		at = dedupe(at)
 	}
+	e.to = at
 	for _, p := range e.paths {
 		p.send(plain, at)
 	}
