@@ -19,5 +19,6 @@ for series in ${*:-6.1 6.12}; do
 	# shellcheck disable=SC2086
 	make -C "$kdir" M="$build" W=1 KCFLAGS=-Werror $sparse \
 		CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	strip --strip-debug "$build/ip_vs_user_sync.ko"
 	echo "$build/ip_vs_user_sync.ko: $(modinfo -F vermagic "$build/ip_vs_user_sync.ko")"
 done

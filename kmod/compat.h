@@ -3,6 +3,7 @@
 #ifndef _USYNC_COMPAT_H
 #define _USYNC_COMPAT_H
 
+#include <linux/ftrace.h>
 #include <linux/hrtimer.h>
 #include <linux/version.h>
 #include <net/genetlink.h>
@@ -12,15 +13,42 @@
 #endif
 
 /*
- * The probes run with preemption off and take a spinlock, which sleeps in a
- * real-time kernel.
+ * Events are appended with interrupts off and a spinlock held, which sleeps in
+ * a real-time kernel; and timers expire in threads there.
  */
 #ifdef CONFIG_PREEMPT_RT
 #error "ip_vs_user_sync does not work on a PREEMPT_RT kernel"
 #endif
 
-#ifndef CONFIG_KRETPROBES
-#error "ip_vs_user_sync needs a kernel with CONFIG_KRETPROBES"
+#ifndef CONFIG_KPROBES
+#error "ip_vs_user_sync needs a kernel with CONFIG_KPROBES"
+#endif
+
+#if !defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS) && !defined(CONFIG_DYNAMIC_FTRACE_WITH_REGS)
+#error "ip_vs_user_sync needs a kernel with CONFIG_DYNAMIC_FTRACE_WITH_ARGS or _REGS"
+#endif
+
+/* With arguments the instruction pointer is always there to be set. */
+#ifdef CONFIG_DYNAMIC_FTRACE_WITH_ARGS
+#define USYNC_FTRACE_FLAGS 0
+#else
+#define USYNC_FTRACE_FLAGS FTRACE_OPS_FL_SAVE_REGS
+#endif
+
+static __always_inline void usync_set_ip(struct ftrace_regs *fregs, unsigned long ip)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	ftrace_regs_set_instruction_pointer(fregs, ip);
+#else
+	ftrace_instruction_pointer_set(fregs, ip);
+#endif
+}
+
+/* Who may join a multicast group; the old name served both purposes. */
+#ifdef GENL_MCAST_CAP_NET_ADMIN
+#define USYNC_GROUP_PERM GENL_MCAST_CAP_NET_ADMIN
+#else
+#define USYNC_GROUP_PERM GENL_UNS_ADMIN_PERM
 #endif
 
 static inline void usync_hrtimer_setup(struct hrtimer *t,

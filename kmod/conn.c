@@ -58,12 +58,18 @@ static int put_pe(struct sk_buff *skb, const struct ip_vs_conn *cp)
 }
 
 /* How long until the entry expires if nothing comes, in ms */
-static u32 remaining(const struct ip_vs_conn *cp)
+static u32 remaining(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind)
 {
 	long left;
 
-	/* The timer of an entry that was just made is started by its end. */
-	if (!timer_pending(&cp->timer))
+	if (kind == IPVS_SYNC_KIND_EXPIRED)
+		return 0;
+	/*
+	 * A packet starts the timer anew when it has been handled, after it
+	 * was told; not that of a template, which only controls its entry.
+	 */
+	if ((kind && !(cp->flags & IP_VS_CONN_F_TEMPLATE)) ||
+	    !timer_pending(&cp->timer))
 		return jiffies_to_msecs(cp->timeout);
 	left = READ_ONCE(cp->timer.expires) - jiffies;
 	return left > 0 ? jiffies_to_msecs(left) : 0;
@@ -80,7 +86,6 @@ int usync_conn_put(struct sk_buff *skb, const struct ip_vs_conn *cp,
 {
 	struct nlattr *nest = nla_nest_start(skb, IPVS_SYNC_A_CONN);
 	u32 flags = cp->flags & ~IP_VS_CONN_F_HASHED;
-	u32 left = kind == IPVS_SYNC_KIND_EXPIRED ? 0 : remaining(cp);
 
 	if (!nest)
 		return -EMSGSIZE;
@@ -98,7 +103,7 @@ int usync_conn_put(struct sk_buff *skb, const struct ip_vs_conn *cp,
 	    nla_put_u16(skb, IPVS_SYNC_CONN_STATE, cp->state) ||
 	    (cp->fwmark && nla_put_u32(skb, IPVS_SYNC_CONN_FWMARK, cp->fwmark)) ||
 	    nla_put_u32(skb, IPVS_SYNC_CONN_TIMEOUT, jiffies_to_msecs(cp->timeout)) ||
-	    nla_put_u32(skb, IPVS_SYNC_CONN_REMAINING, left) ||
+	    nla_put_u32(skb, IPVS_SYNC_CONN_REMAINING, remaining(cp, kind)) ||
 	    nla_put_u32(skb, IPVS_SYNC_CONN_PKTS, atomic_read(&cp->in_pkts)) ||
 	    (flags & IP_VS_CONN_F_SEQ_MASK && put_seq(skb, cp)) ||
 	    (cp->pe && cp->pe_data_len && put_pe(skb, cp)) ||
@@ -327,17 +332,13 @@ static int expire_put(struct ip_vs_conn *cp)
 	}
 	/* So that its memory can be looked at afterwards. */
 	rcu_read_lock();
-	/* And so that no softirq's expiry on this CPU is taken for ours. */
-	local_bh_disable();
 	/* If the timer is not pending, the entry is expiring by itself. */
 	if (!timer_delete(&cp->timer)) {
 		__ip_vs_conn_put(cp);
 		goto out;
 	}
 	__ip_vs_conn_put(cp);
-	this_cpu_write(usync_commanded, true);
-	usync_sym.conn_expire(&cp->timer);
-	this_cpu_write(usync_commanded, false);
+	usync_conn_expire(&cp->timer);
 	if (!refcount_read(&cp->refcnt)) {
 		err = 0;
 	} else if (__ip_vs_conn_get(cp)) {
@@ -346,7 +347,6 @@ static int expire_put(struct ip_vs_conn *cp)
 		ip_vs_conn_put(cp);
 	}
 out:
-	local_bh_enable();
 	rcu_read_unlock();
 	return err;
 }

@@ -96,7 +96,6 @@ static enum hrtimer_restart flush(struct hrtimer *t)
 	dropped = pc->count[USYNC_C_DROPPED];
 	spin_unlock_irqrestore(&pc->lock, flags);
 
-	dropped += usync_hooks_missed();
 	if (skb_queue_empty(&ready) && !READ_ONCE(stopped) && dropped != pc->dropped_told) {
 		skb = new_batch(pc);
 		if (!skb) {
@@ -140,9 +139,8 @@ static bool same_entry(const struct usync_last *last, const struct ip_vs_conn *c
 }
 
 static void append(struct usync_cpu *pc, const struct ip_vs_conn *cp,
-		   enum ipvs_sync_kind kind, u64 stamp)
+		   enum ipvs_sync_kind kind, u64 stamp, bool commanded)
 {
-	bool commanded = this_cpu_read(usync_commanded);
 	unsigned int at;
 
 	if (same_entry(&pc->last, cp, kind)) {
@@ -195,7 +193,8 @@ bool usync_listened(struct net *net)
  * reference to it, or is in an RCU read-side section in which it was not yet
  * freed.
  */
-void usync_tell(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind, u64 stamp)
+void usync_tell(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind, u64 stamp,
+		bool commanded)
 {
 	struct usync_net *un = net_generic(cp->ipvs->net, usync_net_id);
 	struct usync_cpu __percpu *cpus;
@@ -214,7 +213,7 @@ void usync_tell(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind, u64 stamp
 		local_irq_save(flags);
 		pc = this_cpu_ptr(cpus);
 		spin_lock(&pc->lock);
-		append(pc, cp, kind, stamp);
+		append(pc, cp, kind, stamp, commanded);
 		spin_unlock(&pc->lock);
 		local_irq_restore(flags);
 	}

@@ -9,9 +9,9 @@
  *    goes on. The protocols' structs are found by the exported
  *    ip_vs_proto_get() and their pointer is put around the original. That is
  *    checked by the compiler, costs one more call on a packet, and shows the
- *    state before and after it. A probe that returns (kretprobe) on the
- *    functions behind the pointer would cost an exception or a trampoline and
- *    a piece of a shared pool on each packet.
+ *    state before and after it. A kretprobe on the functions behind the
+ *    pointer would cost two trampolines and a piece of a shared pool on each
+ *    packet.
  *
  *    A new entry is one whose timer was never started: it starts when the
  *    first packet puts its reference back (ip_vs_conn_put). That the entry
@@ -20,22 +20,32 @@
  *    this packet tells if it is the first one of a period. Periods begin at
  *    another time for each entry, so tellings are spread.
  *
- * 2. A kretprobe on ip_vs_conn_expire, through which each entry leaves, with
- *    its timer, flushed or dropped. At the entry it is not known whether the
- *    entry leaves, for someone may hold a reference; at the return its
- *    reference count is 0, which nothing undoes, or it stays for a minute.
+ * 2. ip_vs_conn_expire, through which each entry leaves, with its timer,
+ *    flushed or dropped. ftrace leads its callers to a function of ours, as
+ *    live patching does, which calls it: only when it returns is it known
+ *    whether the entry left (its reference count is 0, which nothing undoes)
+ *    or stays for a minute, because someone holds a reference.
+ *
+ *    A kretprobe would do the same, and is built on ftrace too. But while
+ *    ftrace exchanges the instruction at the function's entry there is a
+ *    breakpoint, and a CPU that comes upon it when the exchange is taken for
+ *    finished (seen in an emulator) is sent to address 0 by the kprobes, which
+ *    take the breakpoint for their own; without a kprobe there the kernel
+ *    tries the instruction again.
  *
  * References: ip_vs calls state_transition with a reference to the entry held
  * and within rcu_read_lock (netfilter hooks); an entry keeps its controlling
  * one (n_control). When ip_vs_conn_expire returns the entry may be given to
  * call_rcu, but all its callers are in a softirq or in rcu_read_lock since
  * before, so its memory and that of its persistence engine's data stays valid
- * in the return handler. One-packet entries are freed at once and never told,
- * as in the kernel's own synchronisation.
+ * until our function returns. For the same reason no CPU is in our functions
+ * any more when an RCU grace period has passed after their removal. One-packet
+ * entries are freed at once and never told, as in the kernel's own
+ * synchronisation.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/kprobes.h>
+#include <linux/ftrace.h>
 #include <linux/module.h>
 #include <linux/ktime.h>
 
@@ -49,8 +59,6 @@ MODULE_PARM_DESC(refresh,
 
 /* log2 of the period in jiffies */
 static unsigned int refresh_shift __read_mostly;
-
-DEFINE_PER_CPU(bool, usync_commanded);
 
 /* Whether a packet now is the first since the entry's period began. */
 static bool refresh_due(const struct ip_vs_conn *cp, unsigned long timeout,
@@ -84,7 +92,7 @@ static void tell_control(const struct ip_vs_conn *cp, bool fresh)
 		kind = fresh && atomic_read(&ct->n_control) == 1 &&
 		       ct->flags & IP_VS_CONN_F_TEMPLATE ?
 			IPVS_SYNC_KIND_NEW : IPVS_SYNC_KIND_UPDATE;
-		usync_tell(ct, kind, ktime_get_mono_fast_ns());
+		usync_tell(ct, kind, ktime_get_mono_fast_ns(), false);
 	}
 }
 
@@ -132,7 +140,7 @@ static __always_inline void transition(transition_fn orig, struct ip_vs_conn *cp
 	 * the one with the later stamp has all that the other one has.
 	 */
 	if (cp->state != state || fresh || due || injected)
-		usync_tell(cp, kind, ktime_get_mono_fast_ns());
+		usync_tell(cp, kind, ktime_get_mono_fast_ns(), false);
 	if (ct && (fresh || due || injected || ct->state != ct_state))
 		tell_control(cp, fresh);
 }
@@ -166,52 +174,84 @@ static const struct {
 	{ IPPROTO_ESP, &orig_esp, esp_transition },
 };
 
-struct expiring {
-	const struct ip_vs_conn *cp;
-	u64 stamp;
-};
-
-/* Runs with preemption off. A return value other than 0 ends the matter. */
-static int expire_entry(struct kretprobe_instance *ri, struct pt_regs *regs)
+/* Expires the entry and tells of it; as ip_vs_conn_expire to its callers. */
+static void expire(struct timer_list *t, bool commanded)
 {
-	struct timer_list *t = (void *)regs_get_kernel_argument(regs, 0);
-	const struct ip_vs_conn *cp = container_of(t, struct ip_vs_conn, timer);
-	struct expiring *e = (void *)ri->data;
+	struct ip_vs_conn *cp = container_of(t, struct ip_vs_conn, timer);
+	u64 stamp;
 
 	if (cp->flags & IP_VS_CONN_F_ONE_PACKET ||
-	    !usync_listened(cp->ipvs->net))
-		return 1;
-	e->cp = cp;
+	    !usync_listened(cp->ipvs->net)) {
+		usync_sym.conn_expire(t);
+		/* Not by a jump: see redirect. */
+		barrier();
+		return;
+	}
 	/*
 	 * From before the entry left the table: the next one of the same key
 	 * comes after it, and is told with a later stamp.
 	 */
-	e->stamp = ktime_get_mono_fast_ns();
-	return 0;
-}
-NOKPROBE_SYMBOL(expire_entry);
-
-static int expire_return(struct kretprobe_instance *ri, struct pt_regs *regs)
-{
-	struct expiring *e = (void *)ri->data;
-
-	if (!refcount_read(&e->cp->refcnt))
-		usync_tell(e->cp, IPVS_SYNC_KIND_EXPIRED, e->stamp);
+	stamp = ktime_get_mono_fast_ns();
+	usync_sym.conn_expire(t);
+	if (!refcount_read(&cp->refcnt))
+		usync_tell(cp, IPVS_SYNC_KIND_EXPIRED, stamp, commanded);
 	else
-		usync_tell(e->cp, IPVS_SYNC_KIND_UPDATE, ktime_get_mono_fast_ns());
-	return 0;
+		usync_tell(cp, IPVS_SYNC_KIND_UPDATE, ktime_get_mono_fast_ns(), false);
 }
-NOKPROBE_SYMBOL(expire_return);
 
-static struct kretprobe expire_probe = {
-	.entry_handler	= expire_entry,
-	.handler	= expire_return,
-	.data_size	= sizeof(struct expiring),
+static void hooked_expire(struct timer_list *t)
+{
+	expire(t, false);
+}
+
+/* For DELETE. The caller is in rcu_read_lock, as all are. */
+void usync_conn_expire(struct timer_list *t)
+{
+	expire(t, true);
+}
+
+/*
+ * Called by ftrace at the entry of ip_vs_conn_expire: the function goes on in
+ * ours, unless that is its caller.
+ */
+static void notrace redirect(unsigned long ip, unsigned long parent_ip,
+			     struct ftrace_ops *op, struct ftrace_regs *fregs)
+{
+	if (!within_module(parent_ip, THIS_MODULE))
+		usync_set_ip(fregs, (unsigned long)hooked_expire);
+}
+
+static struct ftrace_ops expire_hook = {
+	.func	= redirect,
+	/* Permanent: not switched off by kernel.ftrace_enabled. */
+	.flags	= USYNC_FTRACE_FLAGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT,
 };
 
-u64 usync_hooks_missed(void)
+static int hook_expire(void)
 {
-	return (u64)READ_ONCE(expire_probe.nmissed) + expire_probe.kp.nmissed;
+	int err;
+
+	err = ftrace_set_filter_ip(&expire_hook, (unsigned long)usync_sym.conn_expire, 0, 0);
+	if (err) {
+		pr_err("ftrace cannot hook ip_vs_conn_expire: error %d\n", err);
+		return err;
+	}
+	err = register_ftrace_function(&expire_hook);
+	if (err) {
+		pr_err("ftrace did not hook ip_vs_conn_expire: error %d (EBUSY -16: a live patch has it, or kernel.ftrace_enabled is 0)\n",
+		       err);
+		ftrace_set_filter_ip(&expire_hook, (unsigned long)usync_sym.conn_expire, 1, 0);
+	}
+	return err;
+}
+
+static void unhook_expire(void)
+{
+	int err = unregister_ftrace_function(&expire_hook);
+
+	if (err)
+		pr_crit("ftrace did not let go of ip_vs_conn_expire: error %d\n", err);
+	ftrace_set_filter_ip(&expire_hook, (unsigned long)usync_sym.conn_expire, 1, 0);
 }
 
 int usync_hooks_install(void)
@@ -222,15 +262,9 @@ int usync_hooks_install(void)
 	if (refresh)
 		refresh_shift = ilog2(min(refresh, 86400U) * HZ);
 
-	expire_probe.kp.addr = (kprobe_opcode_t *)usync_sym.conn_expire;
-	/* An expiry may expire its template: two for each CPU, and air. */
-	expire_probe.maxactive = 16 + 4 * num_possible_cpus();
-	err = register_kretprobe(&expire_probe);
-	if (err) {
-		pr_err("cannot probe ip_vs_conn_expire: error %d (are kprobes disabled, /sys/kernel/debug/kprobes/enabled?)\n",
-		       err);
+	err = hook_expire();
+	if (err)
 		return err;
-	}
 	for (i = 0; i < ARRAY_SIZE(protocols); i++) {
 		struct ip_vs_protocol *pp = ip_vs_proto_get(protocols[i].protocol);
 
@@ -263,7 +297,6 @@ void usync_hooks_remove(void)
 			pr_crit("state_transition of %s was changed by somebody else, who calls into a module that is gone now\n",
 				pp->name);
 	}
-	unregister_kretprobe(&expire_probe);
-	/* state_transition is called within rcu_read_lock. */
+	unhook_expire();
 	synchronize_rcu();
 }

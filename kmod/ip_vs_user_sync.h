@@ -126,7 +126,6 @@ enum ipvs_sync_stats_attr {	/* u64 each; since the namespace exists */
 	IPVS_SYNC_STATS_BATCHES,	/* notifications sent */
 	IPVS_SYNC_STATS_OVERRUNS,	/* of them some listener's queue was full */
 	IPVS_SYNC_STATS_DROPPED,	/* events lost: no memory, or too many waiting */
-	IPVS_SYNC_STATS_MISSED,		/* expiries that the probe missed, all namespaces */
 	IPVS_SYNC_STATS_CREATED,	/* connections, by commands */
 	IPVS_SYNC_STATS_UPDATED,
 	IPVS_SYNC_STATS_DELETED,

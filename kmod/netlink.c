@@ -269,7 +269,6 @@ static int put_stats(struct sk_buff *msg, struct net *net)
 	struct usync_net *un = net_generic(net, usync_net_id);
 	struct nlattr *nest = nla_nest_start(msg, IPVS_SYNC_A_STATS);
 	const u64 rest[] = {
-		usync_hooks_missed(),
 		atomic64_read(&un->created),
 		atomic64_read(&un->updated),
 		atomic64_read(&un->deleted),
@@ -280,8 +279,8 @@ static int put_stats(struct sk_buff *msg, struct net *net)
 	int attr = IPVS_SYNC_STATS_NEW;
 	unsigned int i;
 
-	BUILD_BUG_ON(IPVS_SYNC_STATS_NEW + __USYNC_C_MAX != IPVS_SYNC_STATS_MISSED);
-	BUILD_BUG_ON(IPVS_SYNC_STATS_MISSED + ARRAY_SIZE(rest) != __IPVS_SYNC_STATS_MAX);
+	BUILD_BUG_ON(IPVS_SYNC_STATS_NEW + __USYNC_C_MAX != IPVS_SYNC_STATS_CREATED);
+	BUILD_BUG_ON(IPVS_SYNC_STATS_CREATED + ARRAY_SIZE(rest) != __IPVS_SYNC_STATS_MAX);
 	if (!nest)
 		return -EMSGSIZE;
 	for (i = 0; i < __USYNC_C_MAX; i++)
@@ -338,7 +337,7 @@ static const struct genl_ops ops[] = {
 };
 
 static const struct genl_multicast_group groups[] = {
-	{ .name = IPVS_SYNC_GROUP_EVENTS, .flags = GENL_UNS_ADMIN_PERM },
+	{ .name = IPVS_SYNC_GROUP_EVENTS, .flags = USYNC_GROUP_PERM },
 };
 
 struct genl_family usync_family __ro_after_init = {

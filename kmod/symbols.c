@@ -8,7 +8,7 @@
  * look-up of a real server, that of a template, and the expiry of an entry are
  * not exported. The kernel knows their addresses (kallsyms), and the only way
  * to ask that works in all kernels since 5.7 is to let a kprobe find
- * kallsyms_lookup_name. The probe is never armed: it is registered disabled,
+ * kallsyms_lookup_name. The kprobe is never armed: it is registered disabled,
  * read, and removed.
  *
  * Their types are not checked by anything but the test on each kernel, so a

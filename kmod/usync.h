@@ -50,8 +50,8 @@ struct usync_last {
  * One CPU's events of one namespace. The lock is taken by the CPU that the
  * buffer belongs to, and by the timer, which only after the CPU went away runs
  * elsewhere: so it is never contended and keeps the order of lock and cache.
- * It is taken with interrupts off, since the probes run with interrupts in any
- * state and must not run softirqs when they leave.
+ * It is taken with interrupts off, which ends with no softirq to be run: the
+ * hooks are entered in whatever state ip_vs is in.
  */
 struct usync_cpu {
 	spinlock_t		lock;
@@ -98,11 +98,9 @@ extern struct usync_symbols usync_sym;
 int usync_symbols_find(void);
 
 /* hooks.c */
-DECLARE_PER_CPU(bool, usync_commanded);
-
 int usync_hooks_install(void);
 void usync_hooks_remove(void);
-u64 usync_hooks_missed(void);
+void usync_conn_expire(struct timer_list *t);
 
 /* events.c */
 void usync_events_init(void);
@@ -111,7 +109,8 @@ int usync_events_net_init(struct net *net);
 void usync_events_net_close(struct net *net);
 void usync_events_net_free(struct net *net);
 bool usync_listened(struct net *net);
-void usync_tell(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind, u64 stamp);
+void usync_tell(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind, u64 stamp,
+		bool commanded);
 u64 usync_count(struct usync_net *un, enum usync_counter c);
 
 /* conn.c */
