@@ -1,6 +1,7 @@
 package conntable
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -30,8 +31,17 @@ var modelKeys = func() []Key {
 		{Client: netip.MustParseAddrPort("10.1.0.0:0"), Virtual: netip.MustParseAddrPort("0.0.0.5:0"), Template: true},
 		{Client: netip.MustParseAddrPort("10.1.0.0:0"), Virtual: netip.MustParseAddrPort("10.9.0.100:80"), Protocol: 6, Template: true},
 	}
-	for i := range 20 {
+	// Most meet in one shard.
+	for _, i := range sameShard(12) {
 		keys = append(keys, testKey(i))
+	}
+	for i, n := 0, 0; n < 6; i++ {
+		k := tcp("[2001:db8::3]:1", "[2001:db8::100]:80")
+		k.Client = netip.AddrPortFrom(k.Client.Addr(), uint16(i))
+		if SliceOf(&k)%shardCount == 0 {
+			keys = append(keys, k)
+			n++
+		}
 	}
 	return keys
 }()
@@ -223,8 +233,13 @@ func (s *shard) isEmpty() error {
 	for id := s.free; id != 0; id = s.entries.at(id).chain {
 		free++
 	}
-	if held || free != s.entries.used {
-		return fmt.Errorf("an empty shard holds %+v, %d of %d entries free", s.index, free, s.entries.used)
+	addrs := uint32(0)
+	for id := s.clients.free; id != 0; id = binary.NativeEndian.Uint32(s.clients.arena.at(id)[:]) {
+		addrs++
+	}
+	if held || free != s.entries.used || addrs != s.clients.arena.used {
+		return fmt.Errorf("an empty shard holds %+v; %d of %d entries and %d of %d addresses free",
+			s.index, free, s.entries.used, addrs, s.clients.arena.used)
 	}
 	return nil
 }

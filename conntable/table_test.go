@@ -3,6 +3,7 @@ package conntable
 import (
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -380,4 +381,60 @@ func TestClock(t *testing.T) {
 			t.Errorf("found: %+v", f)
 		}
 	})
+}
+
+// What several goroutines tell at once, while others read, expire and digest,
+// ends as the newest of each, and with the same digests as when told in order.
+func TestConcurrentUse(t *testing.T) {
+	const keys, tellings, writers = 300, 2000, 4
+	tab, inOrder := New(keys), New(keys)
+	newest := map[Key]*Record{}
+	recs := make([]*Record, tellings)
+	for i := range recs {
+		r := record(i*7919%keys, Version{LiveClock + uint64(i), 1}, uint16(i%9), time.Hour)
+		r.Deleted = i%11 == 0
+		recs[i], newest[r.Key] = r, r
+		inOrder.Apply(r, 0)
+	}
+	var writing, reading sync.WaitGroup
+	done := make(chan struct{})
+	for w := range writers {
+		writing.Go(func() {
+			for i := w % 2; i < tellings; i += 2 { // each is told twice
+				if res := tab.Apply(recs[i], ToPeers); res.Queued != 0 {
+					var r Record
+					tab.Take(res.Ref, ToPeers, &r)
+				}
+			}
+		})
+	}
+	for range 2 {
+		reading.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					n := 0
+					tab.Each(func(*Record) bool { n++; return true })
+					if n > keys {
+						t.Errorf("%d told of %d", n, keys)
+					}
+					tab.Expire()
+					var d Digests
+					tab.Digests(LiveClock, &d)
+				}
+			}
+		})
+	}
+	writing.Wait()
+	close(done)
+	reading.Wait()
+	if got := contents(tab); len(got) != len(newest) || equal(got, contents(inOrder)) != nil {
+		t.Errorf("%d entries, want %d as told in order: %v", len(got), len(newest), equal(got, contents(inOrder)))
+	}
+	h := uint64(LiveClock + 2*HorizonTick)
+	if digests(t, tab, h) != digests(t, inOrder, h) {
+		t.Error("the digests depend on the order")
+	}
 }
