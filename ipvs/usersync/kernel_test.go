@@ -880,6 +880,46 @@ func TestPersistenceEngine(t *testing.T) {
 	eventually(t, "engine unloaded", func() bool { return command("rmmod", "ip_vs_pe_sip") == nil })
 }
 
+// TestIPv6: an IPv6 connection is told with its addresses.
+func TestIPv6(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	s := newSite(t)
+	const virtual, server = "2001:db8:82::100", "2001:db8:82:2::2"
+	must(t, command("ip", "addr", "add", virtual+"/128", "dev", "lo", "nodad"))
+	must(t, command("ip", "addr", "add", "2001:db8:82:1::1/64", "dev", "usync0", "nodad"))
+	must(t, command("ip", "addr", "add", "2001:db8:82:2::1/64", "dev", "usync1", "nodad"))
+	must(t, command("ipvsadm", "-A", "-u", "["+virtual+"]:53", "-s", "rr"))
+	must(t, command("ipvsadm", "-a", "-u", "["+virtual+"]:53", "-r", "["+server+"]:53", "-m"))
+	r := listen(t)
+	must(t, in(s.client, func() error {
+		err := errors.Join(
+			command("ip", "addr", "add", "2001:db8:82:1::2/64", "dev", "usyncp0", "nodad"),
+			command("ip", "route", "add", "default", "via", "2001:db8:82:1::1"),
+		)
+		if err != nil {
+			return err
+		}
+		c, err := net.DialUDP("udp6", &net.UDPAddr{Port: 7000}, &net.UDPAddr{IP: net.ParseIP(virtual), Port: 53})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("x"))
+		return err
+	}))
+	e := r.await(t, "new", 7000, 53, kind(usersync.KindNew))
+	if e.Client != netip.MustParseAddrPort("[2001:db8:82:1::2]:7000") || e.Virtual != netip.MustParseAddrPort("["+virtual+"]:53") ||
+		e.Dest != netip.MustParseAddrPort("["+server+"]:53") || !e.Bound {
+		t.Errorf("%+v", e)
+	}
+	rec, found, err := dialModule(t).Get(e.Key)
+	if err != nil || !found || rec.Key != e.Key || rec.Cookie != e.Cookie {
+		t.Errorf("get: %+v, %v, %v", rec, found, err)
+	}
+}
+
 // TestNamespacesApart: events, entries, commands and counters of one
 // namespace are not another's.
 func TestNamespacesApart(t *testing.T) {
