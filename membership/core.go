@@ -318,16 +318,26 @@ func (c *Core) Tick(now time.Duration) {
 		if p.missed++; late {
 			p.missed = 0
 		}
-		if now-max(p.lastRx, c.streak) > c.silence(p) {
-			p.heard = false
-		}
 	}
+	c.countSilence()
 	c.judgeSelf()
 	c.endLinger()
 	c.settleState()
 	c.step()
 	c.heartbeat()
 }
+
+// countSilence forgets the peers that have been silent for too long, by ticks
+// of our own that were on time (H8).
+func (c *Core) countSilence() {
+	for _, p := range c.peers {
+		if p.heard && c.now > c.silentAt(p) {
+			p.heard = false
+		}
+	}
+}
+
+func (c *Core) silentAt(p *peer) time.Duration { return max(p.lastRx, c.streak) + c.silence(p) }
 
 func (c *Core) silence(p *peer) time.Duration {
 	if c.cfg.mutant&takerDoesNotWait != 0 {
@@ -341,6 +351,9 @@ func (c *Core) silence(p *peer) time.Duration {
 func (c *Core) Wake(now time.Duration) {
 	c.begin(now)
 	c.drained = true
+	if now-c.lastTick < 2*c.cfg.Interval {
+		c.countSilence()
+	}
 	c.finish()
 }
 
@@ -610,6 +623,11 @@ func (c *Core) step() {
 	c.steer()
 	c.confirm()
 	c.watchDeaf()
+	for _, p := range c.peers {
+		if at := c.silentAt(p); p.heard && at > c.now {
+			c.later(at + time.Microsecond)
+		}
+	}
 	if c.retryAt > c.now {
 		c.later(c.retryAt)
 	}

@@ -98,6 +98,34 @@ func TestFreezeDoesNotStopFailover(t *testing.T) {
 	}
 }
 
+// After a crash all is served again within the longest promise, a heartbeat and
+// a transaction.
+func TestFailoverTime(t *testing.T) {
+	var worst, sum time.Duration
+	const runs = 40
+	for seed := range uint64(runs) {
+		w := newWorld(seed, 3, faults{}, 0)
+		w.settle(t, 5*time.Second+w.between(0, simInterval))
+		dead := w.nodes[seed%3]
+		dead.kill()
+		dead.kernel.open, dead.kernel.lease = partition.Set{}, 0
+		start := w.now
+		for covered := false; !covered && w.now < start+5*time.Second; {
+			w.run(w.now + time.Millisecond)
+			all := partition.Set{}
+			for _, n := range w.nodes {
+				all = all.Union(n.kernel.accepts(w.now))
+			}
+			covered = all == allBuckets
+		}
+		worst, sum = max(worst, w.now-start), sum+w.now-start
+	}
+	t.Logf("power cut to the last bucket served, %d times: mean %v, worst %v", runs, sum/runs, worst)
+	if bound := Watch(simLease) + simInterval/2; worst > bound {
+		t.Errorf("worst %v, want less than %v", worst, bound)
+	}
+}
+
 // Drained directors serve if there are no others, rather than nobody.
 func TestDrainedIsTheLastResort(t *testing.T) {
 	w := calm(t, 2, faults{})

@@ -269,7 +269,7 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	c.freeze = max(c.freeze, hb.Freeze)
 	if p.left {
 		c.promise(hb, partition.Set{})
-	} else if fresh {
+	} else if echoes && c.now-echoed <= c.holdFor() {
 		// Whoever does not hear us gets no promise: it would not learn of it,
 		// and a deaf node's claims must not keep a bucket from the others.
 		c.vote(hb)
