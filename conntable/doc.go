@@ -58,7 +58,8 @@
 //     timeout, somewhat before the deadline: the quantised deadline. When each
 //     node's wheel really drops the entry does not matter, so expiry at the
 //     rate of thousands a second makes no difference either. A refresh that was
-//     lost is seen, since each has a version of its own.
+//     lost is seen, since each that is told has a version of its own; one that
+//     is not worth telling gets none (Extend).
 //   - A state that was overtaken before the peers were told is not in our
 //     digest at any horizon (keepVersion in table.go).
 //

@@ -216,6 +216,31 @@ func (t *Table) Delete(k Key, v Version, q Queue) Result {
 	return t.Apply(&r, q)
 }
 
+// Extend lets the connection of k live until remaining from now, if that is
+// later than its deadline, under the version it has. It is for a refresh of
+// ours that the peers need not be told because they were told of long enough a
+// life (by the version and the timeout) anyway: the digests, which are of what
+// was told, do not change. It reports whether there is a living connection.
+func (t *Table) Extend(k Key, remaining time.Duration) bool {
+	s, _ := t.shard(keyHash(&k))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := t.now()
+	p := s.probe(&k)
+	id := s.find(&p)
+	if id == 0 {
+		return false
+	}
+	e := s.entries.at(id)
+	until := e.until(now)
+	if until <= now || e.deleted() {
+		return false
+	}
+	// The wheel finds out when it would have died before.
+	e.deadline = toTick(max(until, now+min(remaining, maxRemaining)))
+	return true
+}
+
 // enqueue puts e on the queues q, and returns on which of them it was not.
 func (e *entry) enqueue(q Queue) Queue {
 	added := q &^ e.queues

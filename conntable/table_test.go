@@ -195,6 +195,40 @@ func TestTombstoneOutlivesNothing(t *testing.T) {
 	})
 }
 
+func TestExtend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab, clock := New(10), NewClock(1)
+		v := clock.Next()
+		tab.Apply(record(1, v, 1, 100*time.Second), 0)
+		h := v.Clock + 2*HorizonTick
+		before := digests(t, tab, h)
+		time.Sleep(50 * time.Second)
+		if !tab.Extend(testKey(1), 100*time.Second) || !tab.Extend(testKey(1), time.Second) {
+			t.Error("a living connection was not extended")
+		}
+		var r Record
+		if !tab.Lookup(testKey(1), &r) || r.Remaining != 100*time.Second || r.Version != v {
+			t.Errorf("extended to 100 s: %+v", r)
+		}
+		if digests(t, tab, h) != before {
+			t.Error("the digests changed")
+		}
+		time.Sleep(99 * time.Second)
+		if tab.Expire() != 0 {
+			t.Error("it died before its new deadline")
+		}
+		time.Sleep(time.Second)
+		if tab.Extend(testKey(1), time.Hour) || tab.Expire() != 1 {
+			t.Error("it outlived its new deadline")
+		}
+		tab.Apply(record(1, clock.Next(), 1, 100*time.Second), 0)
+		tab.Delete(testKey(1), clock.Next(), 0)
+		if tab.Extend(testKey(1), time.Hour) {
+			t.Error("a tombstone was extended")
+		}
+	})
+}
+
 func TestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab := New(3)
