@@ -29,6 +29,9 @@ var profiles = map[string]faults{
 	"mcuts":    {stalls: true, kills: true, cuts: true, slow: 0.1, adversary: true},
 	"onecut":   {oneCut: true, drop: 0.02, slow: 0.02, adversary: true},
 	"hung":     {stalls: true, kills: true, drop: 0.02, skew: time.Millisecond},
+	"late":     {adversary: true, slow: 0.6, skew: time.Millisecond},
+	"sleepy":   {stalls: true, often: true, kills: true, skew: time.Millisecond},
+	"fast":     {fast: true, stalls: true, kills: true, drain: true, slowNft: true, drop: 0.02, skew: time.Millisecond},
 	"frozen":   {freeze: true, kills: true, drop: 0.02, slow: 0.02},
 	"clone":    {clone: true, kills: true, drop: 0.02, skew: time.Millisecond},
 	"planned":  {drain: true, moves: true, steady: true, skew: 9 * time.Millisecond},
@@ -127,11 +130,11 @@ func TestMutantsAreCaught(t *testing.T) {
 		mut      mutant
 		profiles []string
 	}{
-		"no VOID":                          {noVoid, []string{"master", "mmaster"}},
+		"no VOID":                          {noVoid, []string{"late"}},
 		"no silence after restart":         {noSilence, []string{"amnesia"}},
 		"taker does not wait":              {takerDoesNotWait, []string{"lossy", "hung"}},
-		"full lease at write":              {fullLeaseAtWrite, []string{"hung", "lossy"}},
-		"silence counted while stalled":    {countStalledSilence, []string{"master", "hung"}},
+		"full lease at write":              {fullLeaseAtWrite, []string{"sleepy"}},
+		"silence counted while stalled":    {countStalledSilence, []string{"sleepy"}},
 		"refused taken for absent":         {refusedIsAbsent, []string{"master", "mmaster"}},
 		"release before the commit":        {releaseBeforeCommit, []string{"lossy", "nft"}},
 		"ineligible taken for free":        {ineligibleIsFree, []string{"master", "mcuts"}},

@@ -147,6 +147,8 @@ type faults struct {
 	skew                  time.Duration // of a client's frame, between two directors
 	stalls, kills, cuts   bool
 	slowNft, flush, drain bool
+	often                 bool // stalls
+	fast                  bool // leases of 60 ms
 	moves                 bool // weights, degradations, freezes
 	freeze                bool // of machines
 	oneCut                bool // never more than one pair of nodes is cut
@@ -164,6 +166,9 @@ type faults struct {
 
 type world struct {
 	*rand.Rand
+	lease    time.Duration
+	interval time.Duration
+	arm      time.Duration
 	now      time.Duration
 	queue    events
 	seq      int
@@ -210,6 +215,10 @@ func (w *world) logf(n *simNode, format string, args ...any) {
 
 func newWorld(seed uint64, nodes int, f faults, mut mutant) *world {
 	w := &world{Rand: rand.New(rand.NewPCG(seed, 1)), f: f, mut: mut}
+	w.lease, w.interval, w.arm = simLease, simInterval, simArm
+	if f.fast {
+		w.lease, w.interval, w.arm = simLease/5, simInterval/5, simArm/5
+	}
 	for i := range nodes + f.witnesses {
 		n := &simNode{w: w, i: i, name: fmt.Sprintf("d%d", i), rate: w.drift(), witness: i >= nodes}
 		n.kernel.armed, n.kernel.rate = map[uint64]time.Duration{}, w.drift()
@@ -257,7 +266,7 @@ func (n *simNode) start() {
 	clear(k.armed)
 	cfg := Config{
 		Node: n.name, Incarnation: n.w.Uint64() | 1, Host: uint64(n.i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: simBuckets,
-		Lease: simLease, Interval: simInterval, Arm: simArm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
+		Lease: n.w.lease, Interval: n.w.interval, Arm: n.w.arm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
 		Voters: n.w.voters(), mutant: n.w.mut,
 	}
 	if n.witness {
@@ -269,7 +278,7 @@ func (n *simNode) start() {
 	n.w.logf(n, "starts, incarnation %x", n.core.cfg.Incarnation)
 	n.nextDue = n.w.now
 	life := n.life
-	n.w.after(n.w.between(0, simInterval), func() { n.tick(life) })
+	n.w.after(n.w.between(0, n.w.interval), func() { n.tick(life) })
 	n.w.after(300*time.Millisecond, func() {
 		n.input(life, func() { n.core.SetGate(n.local(), true, true) })
 	})
@@ -299,7 +308,7 @@ func (n *simNode) freeze(d time.Duration) {
 		for m := range k.armed {
 			k.armed[m] += d
 		}
-		k.thawed = w.now + simLease + lateness
+		k.thawed = w.now + n.w.lease + lateness
 		w.check(n, partition.Set{})
 	})
 }
@@ -327,7 +336,7 @@ func (n *simNode) tick(life int) {
 	}
 	n.core.Tick(n.local())
 	n.act()
-	n.nextDue = max(n.nextDue+span(simInterval, n.rate), n.w.now)
+	n.nextDue = max(n.nextDue+span(n.w.interval, n.rate), n.w.now)
 	n.w.at(n.nextDue, func() { n.tick(life) })
 }
 
@@ -374,6 +383,9 @@ func (n *simNode) drain() {
 }
 
 func (n *simNode) maybeStall(p float64) {
+	if n.w.f.often {
+		p *= 4
+	}
 	if n.w.f.stalls && n.w.chance(p) {
 		d := n.w.between(0, 100*time.Millisecond)
 		if n.w.chance(0.3) {
@@ -444,7 +456,7 @@ func (n *simNode) perform(life int, a simAction) {
 	jiffies := func() time.Duration { return w.between(0, lateness/2) }
 	switch a.Kind {
 	case Arm:
-		k.armed[a.N] = w.now + span(simArm, k.rate) + jiffies()
+		k.armed[a.N] = w.now + span(n.w.arm, k.rate) + jiffies()
 		for m, t := range k.armed {
 			if t < w.now {
 				delete(k.armed, m)
@@ -456,9 +468,9 @@ func (n *simNode) perform(life int, a simAction) {
 		k.account(w.now)
 		was := k.accepts(w.now)
 		if w.mut&fullLeaseAtWrite != 0 {
-			k.lease = w.now + span(simLease, k.rate) + jiffies()
+			k.lease = w.now + span(n.w.lease, k.rate) + jiffies()
 		} else if k.armed[a.N] >= w.now {
-			k.lease = w.now + span(simLease-simArm, k.rate) + jiffies()
+			k.lease = w.now + span(n.w.lease-n.w.arm, k.rate) + jiffies()
 		}
 		w.check(n, was)
 	case Apply:
@@ -558,7 +570,10 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 	}
 	d := w.between(50*time.Microsecond, 600*time.Microsecond)
 	if w.chance(w.f.slow) {
-		d = w.between(0, time.Second)
+		d = w.between(0, w.arm)
+		if w.chance(0.5) {
+			d = w.between(0, time.Second)
+		}
 	}
 	w.after(d, func() {
 		if !to.up {
@@ -566,7 +581,7 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 		}
 		if b[0] == byte(TypeHeartbeat) && d < 10*time.Millisecond {
 			e := &w.arrived[from.i][to.i]
-			if w.now-e.last > Watch(simLease)-simInterval {
+			if w.now-e.last > Watch(w.lease)-w.interval {
 				e.since = w.now
 			}
 			e.last = w.now
@@ -597,7 +612,7 @@ func (w *world) connected(a, b int, long time.Duration) bool {
 		u := todo[0]
 		for v := range w.nodes {
 			e := w.arrived[u][v]
-			if seen>>v&1 == 0 && w.now-e.last < Watch(simLease)-simInterval && w.now-e.since > long {
+			if seen>>v&1 == 0 && w.now-e.last < Watch(w.lease)-w.interval && w.now-e.since > long {
 				seen |= 1 << v
 				todo = append(todo, v)
 			}
@@ -610,7 +625,7 @@ func (w *world) excused(a, b *simNode) bool {
 	if w.now <= a.kernel.thawed || w.now <= b.kernel.thawed {
 		return true
 	}
-	return w.f.cuts && !w.f.majority && !(w.connected(a.i, b.i, simLease) && w.connected(b.i, a.i, simLease))
+	return w.f.cuts && !w.f.majority && !(w.connected(a.i, b.i, w.lease) && w.connected(b.i, a.i, w.lease))
 }
 
 // check is called after every change of n's kernel, which accepted was before.
