@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,11 +25,9 @@ func statusCommand(f *cli.Flags) *cobra.Command {
 		func() cli.Status { return new(director.Status) })
 }
 
-func drainCommand(f *cli.Flags, on bool) *cobra.Command {
-	use, short := "undrain", "Take a share again"
-	if on {
-		use, short = "drain", "Give the share away, keep the membership"
-	}
+// tellCommand returns a command that tells the daemon to do something, and
+// waits until it is done.
+func tellCommand(f *cli.Flags, use, short string, within time.Duration) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,7 +35,7 @@ func drainCommand(f *cli.Flags, on bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), cli.AnswerWithin)
+			ctx, cancel := context.WithTimeout(cmd.Context(), within)
 			defer cancel()
 			return c.Post(ctx, "/"+use, struct{}{}, nil)
 		},

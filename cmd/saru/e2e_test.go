@@ -496,6 +496,9 @@ func TestThreeDirectors(t *testing.T) {
 	if out, err := d3.saru("drain"); err != nil {
 		t.Errorf("drain: %v: %s", err, out)
 	}
+	if st, err := d3.status(); err != nil || st.Share.Buckets != 0 {
+		t.Errorf("drain returned while %d buckets were open here (%v)", st.Share.Buckets, err)
+	}
 	l.until("drained", l.shared(2))
 	l.report("drain", mark)
 	if _, err := d3.saru("undrain"); err != nil {
@@ -621,6 +624,105 @@ func (s *ledger) twice() (first, last time.Time, n int) {
 		n++
 	}
 	return first, last, n
+}
+
+// Two directors and a witness: a director that reaches a majority has all, one
+// that does not has nothing, and a split ends without a second acceptor.
+func TestMajority(t *testing.T) {
+	l := newLab(t, 3, "")
+	d1, d2, w := l.nodes[0], l.nodes[1], l.nodes[2]
+	has := func(n1, n2 int) func(map[string]int) bool {
+		return func(open map[string]int) bool { return open["d1"] == n1 && open["d2"] == n2 }
+	}
+	for _, n := range l.nodes {
+		b, err := os.ReadFile(n.conf)
+		l.must(err)
+		quorum := "quorum = \"majority\"\nvoters = [\"d1\", \"d2\", \"d3\"]\n"
+		text := strings.Replace(string(b), "[share]", quorum+"[share]", 1)
+		if n == w {
+			before, _, _ := strings.Cut(text, "[share]")
+			_, after, _ := strings.Cut(text, "[timing]")
+			text = before + "role = \"witness\"\n[timing]" + after
+		}
+		l.must(os.WriteFile(n.conf, []byte(text), 0o600))
+	}
+	d1.start()
+	time.Sleep(2 * time.Second)
+	if st, err := d1.status(); err != nil || st.Share.Buckets != 0 || st.Quorum.Need != 2 || st.Quorum.Have != 1 {
+		t.Errorf("one voter of three: %+v, %v; want no bucket", st, err)
+	}
+	w.start()
+	l.until("director and witness", has(256, 0))
+	d2.start()
+	l.until("two share", has(128, 128))
+	out, err := w.saru("status")
+	l.must(err)
+	t.Logf("the witness's status:\n%s", out)
+	stop := l.traffic()
+	defer stop()
+
+	mark := time.Now()
+	d2.setLink(false)
+	l.until("who reaches the witness has all", has(256, 0))
+	l.report("split, with the witness", mark)
+	mark = time.Now()
+	d2.setLink(true)
+	l.until("two share again", has(128, 128))
+	l.report("healed", mark)
+
+	w.signal(syscall.SIGKILL)
+	w.wait()
+	time.Sleep(time.Second)
+	if st, err := d1.status(); err != nil || st.Share.Buckets != 128 {
+		t.Errorf("two of three voters left: %+v, %v; want the share as it was", st, err)
+	}
+	d2.signal(syscall.SIGKILL)
+	d2.wait()
+	l.until("one voter of three has nothing", has(0, 0))
+	w.start()
+	l.until("the witness is back", has(256, 0))
+	stop()
+	l.neverTwice()
+}
+
+// While moves are frozen a newcomer gets nothing, and a failure still moves
+// what it must.
+func TestFreeze(t *testing.T) {
+	l := newLab(t, 2, "")
+	d1, d2 := l.nodes[0], l.nodes[1]
+	d1.start()
+	l.until("one serves", l.shared(1))
+	if out, err := d1.saru("drain"); err == nil || !strings.Contains(out, "no other director is ready") {
+		t.Errorf("drain without a taker: %v, %q", err, out)
+	}
+	if st, err := d1.status(); err != nil || st.Share.Buckets != 256 {
+		t.Errorf("after a drain without a taker: %+v, %v; want all buckets here", st, err)
+	}
+	if out, err := d1.saru("undrain"); err != nil {
+		t.Errorf("undrain: %v, %q", err, out)
+	}
+	if out, err := d1.saru("freeze"); err != nil {
+		t.Errorf("freeze: %v, %q", err, out)
+	}
+	d2.start()
+	l.until("the newcomer is ready and knows", func(map[string]int) bool {
+		st, err := d2.status()
+		return err == nil && st.State == "ready" && st.Frozen
+	})
+	time.Sleep(time.Second)
+	if st, err := d2.status(); err != nil || st.Share.Buckets != 0 {
+		t.Errorf("frozen: the newcomer has %+v, %v; want nothing", st, err)
+	}
+	if out, err := d2.saru("unfreeze"); err != nil {
+		t.Errorf("unfreeze: %v, %q", err, out)
+	}
+	l.until("two share", l.shared(2))
+	if out, err := d1.saru("freeze"); err != nil {
+		t.Errorf("freeze: %v, %q", err, out)
+	}
+	d1.signal(syscall.SIGKILL)
+	d1.wait()
+	l.until("a failure moves the share", func(open map[string]int) bool { return open["d2"] == 256 })
 }
 
 // Bad input ends with status 2 and one line, and leaves the kernel alone.

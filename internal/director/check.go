@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
+	"saru/internal/config"
 	"saru/ipvs"
 	"saru/partition/nft"
 )
@@ -44,4 +47,18 @@ func probeIPVS() (is string, err error) {
 		return fmt.Sprintf("yes, with a table of only %d buckets: set conn_tab_bits of ip_vs to 20", info.TableSize), nil
 	}
 	return "yes", err
+}
+
+// notSloppy refuses a kernel that schedules packets from the middle of a
+// connection: a director that does not know the connection yet would give it
+// to another real server, whose reset ends it.
+func notSloppy() error {
+	for _, name := range []string{"sloppy_tcp", "sloppy_sctp"} {
+		// Where IPVS is not there yet, it starts with 0.
+		b, err := os.ReadFile("/proc/sys/net/ipv4/vs/" + name)
+		if v := strings.TrimSpace(string(b)); err == nil && v != "0" {
+			return config.Bad("net.ipv4.vs.%s = %s: a director that takes a share over would move established connections to other real servers; set it to 0", name, v)
+		}
+	}
+	return nil
 }

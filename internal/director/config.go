@@ -94,11 +94,14 @@ type Settings struct {
 	Keys    *seal.Keyring
 	Weight  int
 	Ping    []netip.Addr
+	Witness bool                // votes, has no share
+	Voters  []membership.NodeID // none: quorum lan
 
 	ID        int
 	VIPs      []netip.Addr // none: no share, membership only
 	Interface string
 	Sense     partition.Sense
+	Method    partition.Method
 	Buckets   int
 	MAC       net.HardwareAddr
 	IPVS      bool // the target is IPVS, else local sockets
@@ -132,7 +135,7 @@ func (f *File) Settings() (*Settings, error) {
 		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
 		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
 	}
-	for _, check := range []func(*Settings) error{f.unsupported, f.cluster, f.share, f.timing, f.control, f.keys} {
+	for _, check := range []func(*Settings) error{f.unsupported, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
 		if err := check(s); err != nil {
 			return nil, err
 		}
@@ -153,18 +156,12 @@ func oneOf(key, value, supported string, later ...string) error {
 
 func (f *File) unsupported(*Settings) error {
 	for _, err := range []error{
-		oneOf("cluster.role", f.Cluster.Role, "director", "witness"),
-		oneOf("cluster.quorum", f.Cluster.Quorum, "lan", "majority"),
-		oneOf("share.method", f.Share.Method, "hash", "block"),
 		oneOf("share.mode", f.Share.Mode, "flood", "forward"),
 		oneOf("share.backend", f.Share.Backend, "nftables", "nfqueue"),
 	} {
 		if err != nil {
 			return err
 		}
-	}
-	if len(f.Cluster.Voters) > 0 {
-		return config.Bad("cluster.voters = %q: only quorum \"majority\" has voters, which is not in this version; remove the key", f.Cluster.Voters)
 	}
 	if f.Share.Inside != nil {
 		return config.Bad("share.inside is not in this version; remove the section, and forward by direct routing or tunnel")
@@ -223,6 +220,49 @@ func (f *File) cluster(s *Settings) (err error) {
 	return nil
 }
 
+// quorum reads the policy, who votes, and this node's own role.
+func (f *File) quorum(s *Settings) error {
+	switch f.Cluster.Role {
+	case "director":
+	case "witness":
+		s.Witness = true
+	default:
+		return config.Bad("cluster.role = %q: no such value; use \"director\" or \"witness\"", f.Cluster.Role)
+	}
+	switch f.Cluster.Quorum {
+	case "lan":
+		switch {
+		case len(f.Cluster.Voters) > 0:
+			return config.Bad("cluster.voters = %q: quorum \"lan\" has no voters; use \"majority\" or remove the key", f.Cluster.Voters)
+		case s.Witness:
+			return config.Bad("cluster.role = \"witness\": quorum \"lan\" has no voters, so a witness changes nothing; use \"majority\" on all nodes")
+		}
+		return nil
+	case "majority":
+	default:
+		return config.Bad("cluster.quorum = %q: no such value; use \"lan\" or \"majority\"", f.Cluster.Quorum)
+	}
+	switch n := len(f.Cluster.Voters); {
+	case n == 0:
+		return config.Bad("cluster.voters is not set: with quorum \"majority\" name all directors and witnesses that vote, on every node the same, best an odd number")
+	case n > membership.MaxNodes:
+		return config.Bad("cluster.voters names %d nodes; at most %d vote", n, membership.MaxNodes)
+	}
+	for i, v := range f.Cluster.Voters {
+		switch {
+		case v == "" || len(v) > membership.MaxName:
+			return config.Bad("cluster.voters = %q: use names of 1 to %d characters", v, membership.MaxName)
+		case slices.Contains(f.Cluster.Voters[:i], v):
+			return config.Bad("cluster.voters names %q twice; remove one", v)
+		}
+		s.Voters = append(s.Voters, membership.ID(v))
+	}
+	if s.Witness && !slices.Contains(f.Cluster.Voters, s.Node) {
+		return config.Bad("cluster.voters = %q: this witness, %q, is not among them; a witness that does not vote is of no use", f.Cluster.Voters, s.Node)
+	}
+	return nil
+}
+
 // endpoint parses an IPv4 address with or without a port.
 func endpoint(key, text string) (netip.AddrPort, error) {
 	at, err := netip.ParseAddrPort(text)
@@ -270,6 +310,15 @@ func (f *File) share(s *Settings) (err error) {
 	if s.Sense, err = partition.ParseSense(f.Share.Sense); err != nil {
 		return config.Bad("share.sense = %q: %v", f.Share.Sense, err)
 	}
+	if s.Method, err = partition.ParseMethod(f.Share.Method); err != nil {
+		return config.Bad("share.method = %q: %v", f.Share.Method, err)
+	}
+	if s.Witness {
+		if len(f.Share.Addresses) > 0 {
+			return config.Bad("share.addresses = %q: a witness has no share; remove the key", f.Share.Addresses)
+		}
+		return nil
+	}
 	if !partition.ValidBuckets(s.Buckets) || s.Buckets < 2 || s.Buckets > membership.MaxBuckets {
 		return config.Bad("share.buckets = %d: use a power of two from 2 to %d", s.Buckets, membership.MaxBuckets)
 	}
@@ -316,7 +365,19 @@ func (f *File) share(s *Settings) (err error) {
 	if s.MAC.String() == ifi.HardwareAddr.String() {
 		return config.Bad("share.mac = %q is the own address of %s; the shared MAC must belong to no interface", mac, s.Interface)
 	}
+	_, err = partition.NewDivider(s.Plan())
+	if err != nil {
+		return config.Bad("share: %v", err)
+	}
 	return nil
+}
+
+// Plan is how the share is divided.
+func (s *Settings) Plan() partition.Plan {
+	return partition.Plan{
+		VIPs: partition.Hosts(s.VIPs...), Buckets: s.Buckets, Seed: s.Seed,
+		Default: partition.Division{Sense: s.Sense, Method: s.Method},
+	}
 }
 
 func (f *File) timing(s *Settings) error {
@@ -368,8 +429,19 @@ func (s *Settings) Shape() uint64 {
 	h := sha256.New()
 	vips := slices.Clone(s.VIPs)
 	slices.SortFunc(vips, netip.Addr.Compare)
-	fmt.Fprintf(h, "saru shape 1 %d %v %v %d %d %v lan", s.ID, vips, s.Sense, s.Buckets, s.Seed, s.MAC)
+	quorum := "lan"
+	if len(s.Voters) > 0 {
+		quorum = "majority" // of whom is agreed on apart, so that one voter at a time can change
+	}
+	fmt.Fprintf(h, "saru shape 1 %d %v %v %v %d %d %v %s", s.ID, vips, s.Sense, s.Method, s.Buckets, s.Seed, s.MAC, quorum)
 	return binary.BigEndian.Uint64(h.Sum(nil))
+}
+
+func (s *Settings) role() string {
+	if s.Witness {
+		return "witness"
+	}
+	return "director"
 }
 
 // Interval is the time between two ticks: six in a lease.

@@ -82,11 +82,15 @@ func TestFullConfiguration(t *testing.T) {
 // Each is refused in one line that names the key, with exit status 2.
 func TestBadConfiguration(t *testing.T) {
 	for _, tc := range []struct{ old, new, says string }{
-		{`role     = "director"`, `role = "witness"`, `cluster.role = "witness" is not in this version`},
+		{`role     = "director"`, `role = "witness"`, `cluster.role = "witness": quorum "lan" has no voters`},
 		{`role     = "director"`, `role = "boss"`, `cluster.role = "boss"`},
-		{`quorum   = "lan"`, `quorum = "majority"`, `cluster.quorum = "majority" is not in this version`},
-		{`voters   = []`, `voters = ["d1"]`, `cluster.voters`},
-		{`method    = "hash"`, `method = "block"`, `share.method = "block" is not in this version`},
+		{`quorum   = "lan"`, `quorum = "most"`, `cluster.quorum = "most"`},
+		{`quorum   = "lan"`, `quorum = "majority"`, `cluster.voters is not set`},
+		{`voters   = []`, `voters = ["d1"]`, `quorum "lan" has no voters`},
+		{"quorum   = \"lan\"\nvoters   = []", "quorum = \"majority\"\nvoters = [\"d1\", \"d1\"]", `names "d1" twice`},
+		{"quorum   = \"lan\"\nvoters   = []", "quorum = \"majority\"\nvoters = [\"\"]", `cluster.voters`},
+		{"role     = \"director\"\nquorum   = \"lan\"\nvoters   = []", "role = \"witness\"\nquorum = \"majority\"\nvoters = [\"d2\"]", `"d1", is not among them`},
+		{`method    = "hash"`, `method = "random"`, `share.method = "random"`},
 		{`mode      = "flood"`, `mode = "forward"`, `share.mode`},
 		{`backend   = "nftables"`, `backend = "nfqueue"`, `share.backend`},
 		{`[timing]`, "[share.inside]\ninterface = \"eth1\"\n[timing]", `share.inside`},

@@ -18,7 +18,6 @@ import (
 	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/ipvs"
-	"saru/partition"
 	"saru/partition/lan"
 	"saru/partition/nft"
 )
@@ -108,6 +107,9 @@ func Possible(s *Settings) error {
 	if !s.IPVS {
 		return nil
 	}
+	if err := notSloppy(); err != nil {
+		return err
+	}
 	c, err := ipvs.Dial()
 	if errors.Is(err, ipvs.ErrNotSupported) {
 		return config.Bad("share.target = \"ipvs\": this kernel has no IPVS; load ip_vs, or use \"local\" if the directors answer themselves")
@@ -185,10 +187,7 @@ func (d *daemon) openShare() (err error) {
 	d.paths = append(d.paths, frames)
 	d.filter, err = nft.Open(nft.Config{
 		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
-		Plan: partition.Plan{
-			VIPs: partition.Hosts(s.VIPs...), Buckets: s.Buckets, Seed: s.Seed,
-			Default: partition.Division{Sense: s.Sense},
-		},
+		Plan: s.Plan(),
 	})
 	if err != nil {
 		return config.Bad("%v", err)

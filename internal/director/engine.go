@@ -98,10 +98,14 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	for _, j := range s.Join {
 		e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))
 	}
+	shape := s.Shape()
+	if s.Witness {
+		shape = 0 // it knows of no share, and votes for any
+	}
 	e.core = membership.New(membership.Config{
 		Node: s.Node, Incarnation: binary.BigEndian.Uint64(inc[:]) | 1, Cluster: s.Cluster, Share: uint16(s.ID),
-		Shape: s.Shape(), Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
-		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight), Host: hostID(), Frames: len(s.VIPs) > 0,
+		Shape: shape, Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
+		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight), Witness: s.Witness, Voters: s.Voters, Host: hostID(), Frames: len(s.VIPs) > 0,
 	}, e.now())
 	return e, nil
 }

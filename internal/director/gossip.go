@@ -59,7 +59,7 @@ type gossip struct {
 func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*gossip, error) {
 	g := &gossip{
 		log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
-		own:   meta{"director", s.Weight, s.Bind.Port() + 1, membership.Joining.String(), version},
+		own:   meta{s.role(), s.Weight, s.Bind.Port() + 1, membership.Joining.String(), version},
 		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
 	}
 	for _, j := range s.Join {

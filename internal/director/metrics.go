@@ -24,9 +24,10 @@ func (d *daemon) scrape(s *metrics.Sink) error {
 }
 
 func (st *Status) scrape(s *metrics.Sink) {
-	for _, state := range []string{"joining", "ready", "draining", "fenced", "left"} {
+	for _, state := range []string{"joining", "ready", "degraded", "draining", "fenced", "left"} {
 		s.Flag("state", "1 for the state that this director is in.", st.State == state, "state", state)
 	}
+	s.Flag("frozen", "1 while planned moves are stopped.", st.Frozen)
 	s.Flag("master", "1 if this director is the master.", st.Master == st.Node)
 	s.Gauge("epoch", "The assignment's epoch; it only grows.", float64(st.Epoch))
 	s.Gauge("members_heard", "Directors heard, this one included.", float64(st.Quorum.Have))

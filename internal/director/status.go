@@ -25,6 +25,7 @@ type Status struct {
 	Why     string         `json:"why,omitempty"`
 	Master  string         `json:"master"`
 	Epoch   uint64         `json:"epoch"` // term << 32 | counter: only grows
+	Frozen  bool           `json:"frozen"`
 	Quorum  QuorumStatus   `json:"quorum"`
 	Members []MemberStatus `json:"members"`
 	Share   ShareStatus    `json:"share"`
@@ -113,7 +114,7 @@ func ms(d time.Duration) float64 { return float64(d.Round(100*time.Microsecond))
 func (d *daemon) status(ctx context.Context) (*Status, error) {
 	s := d.settings
 	st := &Status{
-		Cluster: s.Cluster, Node: s.Node, Role: "director", Version: d.version, Paths: []PathStatus{},
+		Cluster: s.Cluster, Node: s.Node, Role: s.role(), Version: d.version, Paths: []PathStatus{},
 		Share:  ShareStatus{ID: s.ID, Addresses: []string{}, Interface: s.Interface, MAC: s.MAC.String(), Target: "local", Sense: s.Sense.String(), Total: s.Buckets},
 		Filter: FilterStatus{Backend: "nftables"},
 	}
@@ -136,6 +137,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 		return nil, fmt.Errorf("the engine does not answer: %w", err)
 	}
 	st.State, st.Why, st.Master = snap.State.String(), snap.Why, snap.Master
+	st.Frozen = snap.Frozen
 	st.Epoch = uint64(snap.Epoch.Term)<<32 | uint64(snap.Epoch.Counter)
 	st.Share.Buckets, st.Share.Assigned = snap.Open.Len(), snap.Assigned.Len()
 	st.Share.Fraction = float64(st.Share.Buckets) / float64(s.Buckets)
@@ -163,18 +165,15 @@ func (d *daemon) engineStatus(st *Status, snap *membership.Snapshot) {
 // memberStatus lists the members: this node first, then the others by name.
 func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[membership.NodeID]string) {
 	gossiped := d.gossip.members()
-	st.Quorum = QuorumStatus{"lan", 0, 1}
+	st.Quorum = QuorumStatus{snap.Policy, snap.Have, snap.Need}
 	for i, m := range snap.Members {
 		g := gossiped[m.Name]
-		ms := MemberStatus{m.Name, addrs[m.Node], "director", m.State, m.Why, m.Weight, m.Open, ms(m.Silent), g.Version}
+		ms := MemberStatus{m.Name, addrs[m.Node], m.Role, m.State, m.Why, m.Weight, m.Open, ms(m.Silent), g.Version}
 		if m.Name == "" {
 			ms.Name = m.Node.String()
 		}
 		if i == 0 {
 			ms.Addr, ms.Version = d.settings.Bind.Addr().String(), d.version
-		}
-		if m.Heard {
-			st.Quorum.Have++
 		}
 		delete(gossiped, m.Name)
 		st.Members = append(st.Members, ms)
@@ -214,8 +213,13 @@ func (st *Status) Print(w io.Writer) error {
 	if st.Why != "" {
 		fmt.Fprintf(w, " (%s)", st.Why)
 	}
-	fmt.Fprintf(w, "\nmaster  %s   epoch %d.%d   quorum %s, %d heard\n", orNone(st.Master), st.Epoch>>32, st.Epoch&0xffffffff, st.Quorum.Policy, st.Quorum.Have)
-	if len(st.Share.Addresses) == 0 {
+	fmt.Fprintf(w, "\nmaster  %s   epoch %d.%d   quorum %s\n", orNone(st.Master), st.Epoch>>32, st.Epoch&0xffffffff, st.Quorum.text())
+	if st.Frozen {
+		fmt.Fprintf(w, "frozen  no planned moves until 'saru unfreeze'; failures still move shares\n")
+	}
+	if st.Role == "witness" {
+		fmt.Fprintf(w, "share   none: a witness only votes\n")
+	} else if len(st.Share.Addresses) == 0 {
 		fmt.Fprintf(w, "share   no addresses are configured: membership only\n")
 	} else {
 		fmt.Fprintf(w, "share   %s on %s, %d of %d buckets, lease %gms (%gms left), target %s\n", strings.Join(st.Share.Addresses, ", "),
@@ -252,6 +256,13 @@ func (f *FilterStatus) health() string {
 	return "table intact"
 }
 
+func (q *QuorumStatus) text() string {
+	if q.Need > 1 {
+		return fmt.Sprintf("%s, %d voters heard, %d needed", q.Policy, q.Have, q.Need)
+	}
+	return fmt.Sprintf("%s, %d heard", q.Policy, q.Have)
+}
+
 func orNone(s string) string {
 	if s == "" {
 		return "-"
@@ -272,9 +283,20 @@ func (d *daemon) handler() http.Handler {
 		}
 		control.JSON(w, st)
 	})
-	for _, on := range []bool{true, false} {
-		mux.HandleFunc("POST /"+map[bool]string{true: "drain", false: "undrain"}[on], func(w http.ResponseWriter, r *http.Request) {
-			if err := d.engine.ask(r.Context(), func(now time.Duration) { d.engine.core.Drain(now, on) }); err != nil {
+	for path, do := range map[string]func(context.Context) error{
+		"/drain": d.drain,
+		"/undrain": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Drain(now, false) })
+		},
+		"/freeze": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, true) })
+		},
+		"/unfreeze": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, false) })
+		},
+	} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			if err := do(r.Context()); err != nil {
 				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return
 			}
