@@ -417,6 +417,65 @@ func TestClock(t *testing.T) {
 	})
 }
 
+func TestNothingAllocates(t *testing.T) {
+	const many = 2000
+	tab, clock := New(2*many), NewClock(1)
+	recs := make([]*Record, many)
+	for i := range recs {
+		recs[i] = record(i, clock.Next(), 1, 900*time.Second)
+		if i%2 == 0 {
+			recs[i].Client = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(i)}), uint16(i))
+		}
+		tab.Apply(recs[i], 0)
+	}
+	var out Record
+	var d Digests
+	var c Cursor
+	buf := make([]Record, 16)
+	next := 0
+	turn := func() *Record {
+		next++
+		r := recs[next%many]
+		r.Version = clock.Next()
+		return r
+	}
+	for _, op := range []struct {
+		name string
+		do   func()
+	}{
+		{"refresh", func() { tab.Apply(turn(), 0) }},
+		{"another state and real server", func() {
+			r := turn()
+			r.State, r.Timeout, r.Dest = r.State^5, 960*time.Second-r.Timeout, netip.AddrPortFrom(r.Dest.Addr(), r.Dest.Port()^1)
+			tab.Apply(r, 0)
+		}},
+		{"news", func() { tab.Take(tab.Apply(turn(), ToPeers).Ref, ToPeers, &out) }},
+		{"lookup", func() { tab.Lookup(turn().Key, &out) }},
+		{"extension", func() { tab.Extend(turn().Key, time.Hour) }},
+		{"deletion", func() { tab.Delete(turn().Key, clock.Next(), 0) }},
+		{"walk", func() {
+			if tab.Walk(&c, nil, buf) == 0 {
+				c = Cursor{}
+			}
+		}},
+		{"digests", func() { tab.Digests(clock.Now(), &d) }},
+		{"expiry and insertion", func() {
+			tab.start = tab.start.Add(-2 * time.Hour) // time passes
+			tab.Expire()
+			for range 100 {
+				tab.Apply(turn(), 0)
+			}
+		}},
+	} {
+		if n := testing.AllocsPerRun(500, op.do); n > 0 {
+			t.Errorf("%s: %v allocations", op.name, n)
+		}
+	}
+	if tab.Len()+tab.Tombstones() != 100 {
+		t.Errorf("%d connections and %d tombstones, want the last 100", tab.Len(), tab.Tombstones())
+	}
+}
+
 // What several goroutines tell at once, while others read, expire and digest,
 // ends as the newest of each, and with the same digests as when told in order.
 func TestConcurrentUse(t *testing.T) {

@@ -51,16 +51,25 @@ func (s *shard) walk(c *Cursor, in *Slices, recs []Record, n int, now time.Durat
 			break
 		}
 		c.id++
-		r := &recs[n]
-		if !s.read(c.id, r, now) || in != nil && !in.Has(SliceOf(&r.Key)) {
+		e := s.entries.at(c.id)
+		if !s.in(in, e) || !s.read(c.id, &recs[n], now) {
 			continue
 		}
-		if e := s.entries.at(c.id); e.queues&ToPeers != 0 {
+		if e.queues&ToPeers != 0 {
 			e.bits |= bitShown
 		}
 		n++
 	}
 	return n, c.id >= s.entries.used
+}
+
+// in reports whether e, if it is one, is in one of the slices.
+func (s *shard) in(slices *Slices, e *entry) bool {
+	if slices == nil || e.bits&bitLive == 0 {
+		return true
+	}
+	k := s.key(e)
+	return slices.Has(SliceOf(&k))
 }
 
 // shardHas reports whether any slice of shard n is in in.
