@@ -3,6 +3,7 @@ package membership
 import (
 	"flag"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 var (
 	simSeed    = flag.Int64("sim.seed", -1, "run only the world of this seed")
 	simSeeds   = flag.Int("sim.seeds", 0, "worlds per profile")
+	simNodes   = flag.Int("sim.nodes", 0, "directors in each world, at most 13; 0: 2 to 5, by the seed")
 	simProfile = flag.String("sim.profile", "", "run only this profile")
 )
 
@@ -63,6 +65,9 @@ func simulate(seed uint64, f faults, mut mutant) *world {
 	}
 	if f.amnesia {
 		nodes = 2 // and a witness: any two are a majority
+	}
+	if *simNodes > 0 {
+		nodes = *simNodes
 	}
 	w := newWorld(seed, nodes, f, mut)
 	w.after(1500*time.Millisecond, func() { w.trouble(troubleEnds) })
@@ -122,6 +127,16 @@ func TestSimulation(t *testing.T) {
 			}
 			t.Logf("%d worlds; %d times two acceptors under a stated exception, at most %v of them while they heard each other; longest gap of a planned move %v", n, exempt, worst, gap)
 		})
+	}
+}
+
+// One seed is one world: without that no failure could be looked at.
+func TestSimulationReplays(t *testing.T) {
+	for _, p := range []string{"lossy", "mcuts", "majority"} {
+		a, b := simulate(5, profiles[p], 0), simulate(5, profiles[p], 0)
+		if !slices.Equal(a.trace, b.trace) || a.seq != b.seq {
+			t.Errorf("%s: the same seed makes two worlds, of %d and %d events", p, a.seq, b.seq)
+		}
 	}
 }
 

@@ -90,6 +90,9 @@ func TestLargestMessagesFit(t *testing.T) {
 	}
 }
 
+// heartbeatZero is where a heartbeat has a byte that is ignored.
+const heartbeatZero = headerSize + 67
+
 func FuzzDecode(f *testing.F) {
 	for _, m := range samples() {
 		f.Add(m.Append(nil))
@@ -99,8 +102,12 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again := m.Append(nil)
-		if !bytes.HasPrefix(b, again) {
+		again, want := m.Append(nil), bytes.Clone(b)
+		want[1] = wireVersion
+		if Type(b[0]) == TypeHeartbeat {
+			want[heartbeatZero] = 0
+		}
+		if !bytes.HasPrefix(want, again) {
 			t.Errorf("%x decodes to %+v, which is %x", b, m, again)
 		}
 		c := New(Config{Node: "d2", Incarnation: 6, Cluster: "web", Share: 1, Shape: 7, Buckets: 64, Lease: simLease, Interval: simInterval, Arm: simArm}, 0)

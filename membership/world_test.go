@@ -27,7 +27,7 @@ const (
 	simInterval = 50 * time.Millisecond
 	simArm      = 100 * time.Millisecond
 	simBuckets  = 16
-	maxSim      = 8
+	maxSim      = 16
 )
 
 var allBuckets = partition.FullSet(simBuckets)
