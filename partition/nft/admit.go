@@ -33,8 +33,7 @@ func (t *table) build(cfg *Config, s secrets, defragment bool) {
 	for i := range t.families {
 		t.chains = append(t.chains, t.judge(&t.families[i])...)
 	}
-	t.chains = append(t.chains, t.moving()...)
-	t.chains = append(t.chains, t.ours(), t.renewal(cfg, s))
+	t.chains = append(t.chains, t.moves(), t.ours(), t.renewal(cfg, s))
 	if cfg.Backstop {
 		t.chains = append(t.chains, t.backstop()...)
 	}
@@ -75,10 +74,10 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 	}
 	for _, f := range t.families {
 		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
-		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judge_"+f.name))...)
+		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judged_"+f.name))...)
 		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
 			rule(f.fragment, goTo("fragment")),
-			goTo("judge_"+f.name),
+			goTo("judged_"+f.name),
 		)})
 	}
 	return append(chains, base)
@@ -129,7 +128,7 @@ func (t *table) input(cfg *Config, s secrets) []chain {
 		base.rules = append(base.rules, f.toVIP(rule(toAll(), count(cntBroadcast), drop()))...)
 		chains = append(chains, chain{name: "input_" + f.name, rules: []phrase{
 			rule(f.fragment, count(cntPieces), drop()),
-			goTo("judge_" + f.name),
+			goTo("judged_" + f.name),
 		}})
 	}
 	return append(chains, base)

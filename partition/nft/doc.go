@@ -24,7 +24,8 @@
 //
 // One table of family inet judges; a second of family netdev and the same name
 // admits. Chains from vip to other exist once per family: vip_ip and vip_ip6.
-// A chain never returns: each ends with a verdict, or sends the packet on.
+// A chain ends with a verdict or sends the packet on; only judge returns, with
+// what is in motion.
 //
 //	ingress, on the LAN interface             input, priority -10
 //	  to a VIP? ─► vip                          with a pass: take it, accept
@@ -32,27 +33,28 @@
 //	 own MAC ───────┼─► own: count, accept      to a VIP and the shared MAC?
 //	 fragment ──────┼─► fragment: lease? piece      │ still a fragment: drop
 //	                ▼                               │
-//	              judge ◄───────────────────────────┘
+//	        judged: judge ◄─────────────────────────┘
 //	                │ service ─► chains of its division: tcp_0, udp_0, sctp_0, tcp_1, …
 //	                │ ICMP ────► icmp: an error by its quotation: quote0_0, …
 //	                │ else ────► other: by source address
 //	                ▼
 //	  class and bucket of the packet ─► map open or rest:
 //
-//	                bucket is  owned       moving              foreign
-//	    in map open            goto ours   goto moving_open    drop
-//	    in map rest            goto ours   goto moving_rest    drop
+//	    owned:     continue, to ours
+//	    in motion: return to judged, and on to moving
+//	    foreign:   drop
 //
+//	moving: opens a flow? note it in superseded, drop     rest of such a flow? drop     else ours
 //	ours, at ingress: admit: shared MAC? lease? pass       at input: lease? accept
 //	  gate (netdev): pass or piece? host
 //	                                          input, priority 110: backstop
 //	                                            rest of a bucket in settling: drop
 //
 // So what becomes of a packet is one element of the map of its class, and that
-// element counts it. A bucket moves when rest is ours and open is not, at both
-// ends of a hand-over. What then opens a flow is dropped, the other director
-// has it too, and moving_open notes the flow in the set superseded, for a
-// minute; moving_rest drops the rest of such a flow, and sends others to ours.
+// element counts it. A bucket is in motion when rest is ours and open is not,
+// at both ends of a hand-over. What then opens a flow is the other director's,
+// and so is the rest of that flow from then on: for a minute, as long as the
+// set superseded remembers it.
 //
 // # The pass
 //

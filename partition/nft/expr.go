@@ -109,8 +109,8 @@ func notIn(set *nftables.Set, reg uint32) expr.Any {
 	return &expr.Lookup{SourceRegister: reg, SetName: set.Name, SetID: set.ID, Invert: true}
 }
 
-// fateIn does what a map says of the key in reg: the last of a rule. A key
-// that is not there leaves the rule without a match.
+// fateIn does what a map says of the key in reg. A key that is not there leaves
+// the rule without a match.
 func fateIn(verdicts *nftables.Set, reg uint32) expr.Any {
 	return valueIn(verdicts, reg, unix.NFT_REG_VERDICT)
 }
@@ -156,6 +156,10 @@ func asHost() phrase {
 func accept() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 func drop() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictDrop}} }
+
+// jump comes back if the chain returns; goTo does not: what the chain returns
+// to is the chain that was last left by a jump.
+func jump(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
 
 func goTo(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 

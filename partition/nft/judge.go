@@ -13,8 +13,10 @@ import (
 
 // What decides a packet: partition.Divider.Decide, as rules.
 //
-// A chain that judges ends in a drop, unless the maps open and rest say that
-// the packet's bucket is ours, and send it to the chain ours.
+// A chain that judges ends in a drop. Before that the maps open and rest say
+// what the bucket of the packet is: ours, and it goes to the chain ours;
+// foreign, and it is dropped; or in motion, and it returns to the chain judged,
+// which sends it to the chain moving.
 
 // judge returns the chains that judge the packets of a family.
 func (t *table) judge(f *served) []chain {
@@ -31,17 +33,23 @@ func (t *table) judge(f *served) []chain {
 	services := t.services(f, &f.packet, partition.Ported, func(proto uint8, k int) string {
 		return flowChain(partition.ProtoName(proto), k, f.family)
 	})
-	return append(chains, chain{name: "judge_" + f.name, rules: append(services,
-		rule(l4(f.family.icmp), goTo("icmp_"+f.name)),
-		goTo("other_"+f.name),
-	)})
+	return append(chains,
+		chain{name: "judge_" + f.name, rules: append(services,
+			rule(l4(f.family.icmp), goTo("icmp_"+f.name)),
+			goTo("other_"+f.name),
+		)},
+		chain{name: "judged_" + f.name, rules: []phrase{jump("judge_" + f.name), goTo(moving)}},
+	)
 }
 
 // flowChain names the chain for flows of division k.
 func flowChain(what string, k int, f *family) string { return fmt.Sprintf("%s_%d_%s", what, k, f.name) }
 
-// fate does what a map says of the bucket in its register.
-func (t *table) fate(m *nftables.Set) phrase { return phrase{fateIn(m, bucketReg)} }
+// fate does what a map says of the bucket in its register. It is the end of a
+// rule: a verdict that continues comes to ours.
+func (t *table) fate(m *nftables.Set) phrase {
+	return rule(phrase{fateIn(m, bucketReg)}, goTo(ours))
+}
 
 // flows returns the chains that judge the packets of one division.
 func (t *table) flows(f *served, k int, d partition.Division) []chain {
@@ -187,30 +195,34 @@ func toPort(l *layout, port uint16) phrase {
 	return matchBytes(transportHeader, l.port, expr.CmpOpEq, byte(port>>8), byte(port))
 }
 
-// Where the maps open and rest send a packet. A bucket moves when its rest is
-// ours and its open is another's.
+// Where packets go that the maps open and rest do not drop.
 const (
-	ours       = "ours"
-	movingOpen = "moving_open"
-	movingRest = "moving_rest"
+	ours   = "ours"
+	moving = "moving"
 )
 
-// moving returns the chains of buckets that move. A packet that opens a flow is another
-// director's to take, and from then on so is the rest of that flow, even if it
-// had been ours: what looks like a retransmission was scheduled anew there.
-func (t *table) moving() []chain {
-	open, rest := chain{name: movingOpen}, chain{name: movingRest}
+// moves returns the chain for packets of buckets whose rest is ours and whose
+// open is another's. A packet that opens a flow is another director's to take,
+// and from then on so is the rest of that flow, even if it had been ours: what
+// looks like a retransmission was scheduled anew there.
+func (t *table) moves() chain {
+	c := chain{name: moving}
 	for _, f := range t.families {
-		for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_SCTP} {
-			open.rules = append(open.rules, rule(f.isPacket(), l4(proto), f.flowKey(),
-				phrase{update(f.superseded, keyReg, supersededLife)}, count(cntSuperseding), drop()))
+		for _, p := range []struct {
+			proto byte
+			opens func(bool) phrase
+		}{{unix.IPPROTO_TCP, tcpOpens}, {unix.IPPROTO_SCTP, sctpOpens}} {
+			flow := rule(f.isPacket(), l4(p.proto), p.opens(true), f.flowKey())
+			c.rules = append(c.rules,
+				rule(flow, phrase{update(f.superseded, keyReg, supersededLife)}, count(cntSuperseding), drop()))
+			flow = rule(f.isPacket(), l4(p.proto), p.opens(false), f.flowKey())
+			c.rules = append(c.rules,
+				rule(flow, phrase{in(f.superseded, keyReg)}, count(cntSuperseded), drop()),
+				rule(flow, goTo(ours)))
 		}
-		rest.rules = append(rest.rules, rule(f.isPacket(), f.flowKey(),
-			phrase{in(f.superseded, keyReg)}, count(cntSuperseded), drop()))
 	}
-	open.rules = append(open.rules, drop())
-	rest.rules = append(rest.rules, goTo(ours))
-	return []chain{open, rest}
+	c.rules = append(c.rules, drop())
+	return c
 }
 
 // backstop returns the chains that keep the local stack from answering an

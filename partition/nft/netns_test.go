@@ -275,8 +275,15 @@ func (d *director) serve() {
 	})
 }
 
-// hearDatagrams counts the numbered datagrams that come.
+// hearDatagrams counts the numbered datagrams that come. There is room for all
+// that a test sends, however late this process has its turn.
 func (d *director) hearDatagrams(pc net.PacketConn) {
+	d.t.Helper()
+	raw, err := pc.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -25,9 +25,9 @@ type Desired struct {
 type holding uint8
 
 const (
-	foreign holding = iota // nothing
-	moving                 // rest only: the bucket is on its way here, or away
-	owned                  // open and rest
+	foreign  holding = iota // nothing
+	inMotion                // rest only: the bucket is on its way here, or away
+	owned                   // open and rest
 )
 
 func (d *Desired) holding(b int) holding {
@@ -35,36 +35,36 @@ func (d *Desired) holding(b int) holding {
 	case d.Open.Has(b):
 		return owned
 	case d.Rest.Has(b):
-		return moving
+		return inMotion
 	}
 	return foreign
 }
 
-// A fateMap is open or rest: it gives each bucket the verdict of its packets.
-type fateMap struct {
-	set    *nftables.Set
-	moving string // chain of buckets that move
-}
+// The maps open and rest, in this order, give each bucket the verdict of its
+// packets.
+func (t *table) fateMaps() [2]*nftables.Set { return [...]*nftables.Set{t.open, t.rest} }
 
-func (t *table) fateMaps() [2]fateMap {
-	return [...]fateMap{{t.open, movingOpen}, {t.rest, movingRest}}
-}
-
-func (m *fateMap) verdict(h holding) *expr.Verdict {
+// verdict is what both maps hold of a bucket. It names no chain: an element
+// that did would make the kernel walk through all chains and all elements of
+// all maps at each change (nft_chain_validate in net/netfilter/nf_tables_api.c),
+// and a change would take a thousand times as long.
+func (h holding) verdict() expr.VerdictKind {
 	switch h {
 	case owned:
-		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: ours}
-	case moving:
-		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: m.moving}
+		return expr.VerdictContinue // the rule goes on: to the chain ours
+	case inMotion:
+		return expr.VerdictReturn // to the caller, which goes to the chain moving
 	}
-	return &expr.Verdict{Kind: expr.VerdictDrop}
+	return expr.VerdictDrop
 }
 
-// elements returns what the map must hold for some buckets.
-func (m *fateMap) elements(buckets partition.Set, d Desired) []nftables.SetElement {
+// elements returns what both maps must hold for some buckets.
+func elements(buckets partition.Set, d Desired) []nftables.SetElement {
 	es := make([]nftables.SetElement, 0, buckets.Len())
 	for b := range buckets.All() {
-		es = append(es, nftables.SetElement{Key: host32(uint32(b)), VerdictData: m.verdict(d.holding(b))})
+		es = append(es, nftables.SetElement{
+			Key: host32(uint32(b)), VerdictData: &expr.Verdict{Kind: d.holding(b).verdict()},
+		})
 	}
 	return es
 }
@@ -74,30 +74,27 @@ var errStrange = errors.New("somebody else's element")
 
 // holdingOf reads a verdict as GetSetElements leaves it: the attributes of
 // enum nft_verdict_attributes in linux/netfilter/nf_tables.h.
-func (m *fateMap) holdingOf(data []byte) (holding, error) {
+func holdingOf(data []byte) (holding, error) {
 	ad, err := netlink.NewAttributeDecoder(data)
 	if err != nil {
 		return 0, err
 	}
 	ad.ByteOrder = binary.BigEndian
-	var got expr.Verdict
+	var got expr.VerdictKind
 	for ad.Next() {
-		switch ad.Type() {
-		case unix.NFTA_VERDICT_CODE:
-			got.Kind = expr.VerdictKind(int32(ad.Uint32()))
-		case unix.NFTA_VERDICT_CHAIN:
-			got.Chain = ad.String()
+		if ad.Type() == unix.NFTA_VERDICT_CODE {
+			got = expr.VerdictKind(int32(ad.Uint32()))
 		}
 	}
 	if err := ad.Err(); err != nil {
 		return 0, err
 	}
-	for _, h := range []holding{foreign, moving, owned} {
-		if got == *m.verdict(h) {
+	for _, h := range []holding{foreign, inMotion, owned} {
+		if got == h.verdict() {
 			return h, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: verdict %d %s", errStrange, got.Kind, got.Chain)
+	return 0, fmt.Errorf("%w: verdict %d", errStrange, got)
 }
 
 // Apply makes the kernel admit d, in one transaction, and reads it back: when
@@ -165,11 +162,11 @@ func (f *Filter) sendBuckets(d Desired, whole bool) error {
 	}
 	for _, m := range f.table.fateMaps() {
 		if whole {
-			f.wconn.FlushSet(m.set)
-		} else if err := f.wconn.SetDeleteElements(m.set, m.elements(changed, f.applied)); err != nil {
+			f.wconn.FlushSet(m)
+		} else if err := f.wconn.SetDeleteElements(m, elements(changed, f.applied)); err != nil {
 			return err
 		}
-		if err := f.wconn.SetAddElements(m.set, m.elements(changed, d)); err != nil {
+		if err := f.wconn.SetAddElements(m, elements(changed, d)); err != nil {
 			return err
 		}
 	}
@@ -200,18 +197,18 @@ func (f *Filter) readBuckets() (d Desired, err error) {
 	now := make([]bucketCount, n)
 	seen := make([][2]bool, n)
 	for i, m := range f.table.fateMaps() {
-		found, err := f.rconn.GetSetElements(m.set)
+		found, err := f.rconn.GetSetElements(m)
 		if err != nil {
-			return d, fmt.Errorf("read map %s: %w", m.set.Name, err)
+			return d, fmt.Errorf("read map %s: %w", m.Name, err)
 		}
 		for _, e := range found {
 			b, err := f.bucketKey(e.Key)
 			if err != nil {
-				return d, fmt.Errorf("map %s: %w", m.set.Name, err)
+				return d, fmt.Errorf("map %s: %w", m.Name, err)
 			}
-			h, err := m.holdingOf(e.Val)
+			h, err := holdingOf(e.Val)
 			if err != nil {
-				return d, fmt.Errorf("map %s: bucket %d: %w", m.set.Name, b, err)
+				return d, fmt.Errorf("map %s: bucket %d: %w", m.Name, b, err)
 			}
 			if i > 0 && seen[b][0] && now[b].holding != h {
 				return d, fmt.Errorf("%w: bucket %d differs between the maps", errStrange, b)
@@ -230,7 +227,7 @@ func (f *Filter) readBuckets() (d Desired, err error) {
 		if now[b].holding == owned {
 			d.Open.Add(b)
 		}
-		if now[b].holding >= moving {
+		if now[b].holding >= inMotion {
 			d.Rest.Add(b)
 		}
 	}

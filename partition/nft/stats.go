@@ -52,7 +52,7 @@ func (s *BucketStats) add(c bucketCount) {
 	if c.holding == owned {
 		open = &s.OpenOurs
 	}
-	if c.holding >= moving {
+	if c.holding >= inMotion {
 		rest = &s.RestOurs
 	}
 	*open += c.packets[0]

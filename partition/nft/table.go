@@ -250,7 +250,7 @@ func (t *table) declare(c *nftables.Conn) error {
 	}
 	all := partition.FullSet(t.divider.Buckets)
 	for _, m := range t.fateMaps() {
-		sets = append(sets, filled{m.set, m.elements(all, Desired{})})
+		sets = append(sets, filled{m, elements(all, Desired{})})
 	}
 	for _, s := range sets {
 		if err := c.AddSet(s.Set, s.elements); err != nil {

@@ -127,7 +127,7 @@ func TestApplyRepairs(t *testing.T) {
 	d := w.directors[0]
 	for _, edit := range []string{
 		"flush map inet saru open", "delete element inet saru rest { 7 }",
-		"delete element inet saru open { 5 } ; add element inet saru open { 5 : goto ours }",
+		"delete element inet saru open { 5 } ; add element inet saru open { 5 : continue }",
 	} {
 		if err := d.filter.Apply(nft.Desired{Open: partition.SetOf(7), Rest: partition.SetOf(7, 8)}); err != nil {
 			t.Fatal(err)
