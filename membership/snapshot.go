@@ -147,3 +147,11 @@ func (c *Core) Leads() bool {
 	cs := c.candidates()
 	return len(cs) > 0 && cs[0].Node == c.id
 }
+
+// Name returns the name of a node that was heard, or "".
+func (c *Core) Name(id NodeID) string {
+	if p := c.peer(id); p != nil && p.known {
+		return p.hb.Name
+	}
+	return ""
+}

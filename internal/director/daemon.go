@@ -32,17 +32,18 @@ type daemon struct {
 	version  string
 	log      *slog.Logger
 
-	control *control.Server
-	metrics *metrics.Server
-	paths   []*path
-	engine  *Engine
-	gossip  *gossip
-	filter  *nft.Filter
-	applier *applier
-	lan     *lan.LAN
-	gate    *gate
-	pinger  *pinger
-	lead    chan struct{}
+	control  *control.Server
+	metrics  *metrics.Server
+	paths    []*path
+	engine   *Engine
+	gossip   *gossip
+	filter   *nft.Filter
+	applier  *applier
+	lan      *lan.LAN
+	gate     *gate
+	barriers *barriers
+	pinger   *pinger
+	lead     chan struct{}
 }
 
 // Run is the daemon: it takes its part of the share until ctx ends, then gives
@@ -72,6 +73,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	}
 	if d.pinger != nil {
 		tasks = append(tasks, d.pinger)
+	}
+	if d.barriers != nil {
+		tasks = append(tasks, d.barriers)
 	}
 	if d.filter != nil {
 		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
@@ -159,6 +163,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.filter != nil {
 		d.applier = newApplier(d.log, d.filter, s.IPVS, d.engine)
 		d.engine.applier = d.applier
+	}
+	if s.IPVS && len(s.VIPs) > 0 {
+		d.barriers = newBarriers(d.log, d.engine, s.Syncd)
+		d.engine.barriers = d.barriers
 	}
 	d.gate = newGate(d.engine, s.Syncd, s.Delay)
 	if len(s.Ping) > 0 {

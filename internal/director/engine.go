@@ -39,12 +39,13 @@ const leaveWithin = membership.DefaultLeaveWithin + 2*time.Second
 
 // An Engine drives the protocol in one goroutine. It is a task.
 type Engine struct {
-	log     *slog.Logger
-	core    *membership.Core
-	filter  Filter // nil without a share
-	applier *applier
-	paths   []*path
-	opener  *seal.Opener
+	log      *slog.Logger
+	core     *membership.Core
+	filter   Filter // nil without a share
+	applier  *applier
+	barriers *barriers // nil where there are no connections to wait for
+	paths    []*path
+	opener   *seal.Opener
 
 	interval time.Duration
 	start    time.Time
@@ -292,8 +293,7 @@ func (e *Engine) perform() {
 		case membership.Apply:
 			e.apply(a)
 		case membership.Barrier:
-			// Nobody is asked yet whether the connections are here or there.
-			e.later = append(e.later, func(now time.Duration) { e.core.BarrierDone(now, a.N) })
+			e.barrier(a)
 		}
 	}
 	for len(e.later) > 0 {
@@ -302,6 +302,15 @@ func (e *Engine) perform() {
 		f(e.now())
 		e.perform()
 	}
+}
+
+// barrier has syncd asked whether the connections are where they must be.
+func (e *Engine) barrier(a membership.Action) {
+	if e.barriers == nil {
+		e.later = append(e.later, func(now time.Duration) { e.core.BarrierDone(now, a.N) })
+		return
+	}
+	e.barriers.request(barrier{a.N, e.core.Name(a.To), a.Back})
 }
 
 func (e *Engine) apply(a membership.Action) {

@@ -2,10 +2,13 @@ package syncd
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 
 	"saru/internal/control"
+	"saru/syncproto/peer"
 )
 
 // Handler serves the control socket:
@@ -13,6 +16,7 @@ import (
 //	GET  /status   Status
 //	GET  /conns    Conn after Conn, one a line; ?proto= ?client= ?virtual= ?dest=
 //	POST /resync   pulls everything again; Resynced when that is done
+//	POST /barrier  Barrier; answers when it is reached
 func (e *Engine) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, e.Status()) })
@@ -25,7 +29,34 @@ func (e *Engine) Handler() http.Handler {
 		}
 		control.JSON(w, Resynced{n, e.table.Len()})
 	})
+	mux.HandleFunc("POST /barrier", e.serveBarrier)
 	return mux
+}
+
+// A Barrier is what saru waits for before and after it moves a share.
+type Barrier struct {
+	Peer string `json:"peer"` // its name in syncd
+	Back bool   `json:"back"` // all that is known here was sent to Peer; else all that Peer sent is in the kernel here
+}
+
+func (e *Engine) serveBarrier(w http.ResponseWriter, r *http.Request) {
+	var b Barrier
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&b); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	reach := func(ctx context.Context) error { return e.CatchUp(ctx, b.Peer) }
+	if b.Back {
+		reach = e.Flush
+	}
+	switch err := reach(r.Context()); {
+	case errors.Is(err, peer.ErrUnknownPeer):
+		http.Error(w, err.Error(), http.StatusNotFound)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	default:
+		control.JSON(w, struct{}{})
+	}
 }
 
 // Resynced is the answer of POST /resync.

@@ -86,5 +86,10 @@ func (g *gaps) forget(upto uint64) uint64 {
 	return n
 }
 
+// complete reports whether all up to highest came.
+func (g *gaps) complete(highest uint64) bool {
+	return g.next > highest && (len(g.spans) == 0 || g.spans[0].from > highest)
+}
+
 // tooMany reports whether there are more gaps than are worth asking for.
 func (g *gaps) tooMany() bool { return len(g.spans) > maxSpans }

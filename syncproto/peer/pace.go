@@ -56,14 +56,15 @@ func (s *Session) beat(now time.Time) time.Time {
 	if recordsAt.After(s.beatAt) {
 		due = earlier(due, recordsAt.Add(heartbeatSoon))
 	}
-	if s.answer {
+	if s.answer || s.ask {
 		due = earlier(due, s.beatAt.Add(heartbeatSoon))
 	}
 	if due.After(now) {
 		s.mu.Unlock()
 		return due
 	}
-	s.beatAt, s.answer = now, false
+	ask := s.ask
+	s.beatAt, s.answer, s.ask = now, false, false
 	horizon, digest := s.digests[0].horizon, s.digests[0].sum
 	s.mu.Unlock()
 
@@ -75,7 +76,7 @@ func (s *Session) beat(now time.Time) time.Time {
 	if s.synced.Load() {
 		hb.flags |= flagSynced
 	}
-	if now.Sub(s.started) < s.cfg.StartPeriod {
+	if ask || now.Sub(s.started) < s.cfg.StartPeriod {
 		hb.flags |= flagAnswer
 	}
 	d, _ := s.sealer.Seal(nil, hb.append(nil, s.self))
@@ -162,6 +163,7 @@ func (s *Session) runPull(ctx context.Context, t pullTarget) {
 	p.failures, p.pulled = 0, true
 	p.gaps.forget(highest)
 	p.noteFilled()
+	s.caughtUpLocked(p)
 	s.log.Info("pulled", "peer", t.name, "records", records)
 }
 
@@ -171,6 +173,7 @@ func (s *Session) forgetSilent(now time.Time) {
 	defer s.mu.Unlock()
 	for node, p := range s.peers {
 		if now.Sub(p.heardAt) > forgetAfter && !p.pulling {
+			s.restartedLocked(p)
 			delete(s.peers, node)
 		}
 	}

@@ -114,6 +114,7 @@ func (s *Session) countReceived(node conntable.NodeID, n uint64) {
 	defer s.mu.Unlock()
 	if p := s.peers[node]; p != nil {
 		p.received += n
+		s.caughtUpLocked(p)
 	}
 }
 
@@ -141,6 +142,7 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
 		p.pullWanted = true
 	}
+	s.toldLocked(p, &hb)
 	if hb.horizon != 0 {
 		p.digests.set(hb.horizon, hb.digest)
 		s.compareLocked(p)
@@ -175,6 +177,7 @@ func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, hb *hea
 			return nil
 		}
 		p.restarts++
+		s.restartedLocked(p)
 		s.log.Info("peer restarted", "peer", p.name)
 		p.begin(boot, hb, now)
 	}

@@ -116,6 +116,8 @@ type Session struct {
 	mu       sync.Mutex
 	peers    map[conntable.NodeID]*peerState
 	answer   bool // somebody asked for a heartbeat
+	ask      bool // we want the peers' heartbeats now
+	catchUps map[*catchUp]struct{}
 	beatAt   time.Time
 	started  time.Time
 	pulls    int
@@ -142,7 +144,7 @@ func NewSession(cfg Config) *Session {
 		cfg: cfg, log: cfg.Log, self: cfg.Clock.Node(), incarnation: cfg.Clock.Now(),
 		sealer: seal.NewSealer(cfg.Keys, purposeDatagram), opener: seal.NewOpener(cfg.Keys, purposeDatagram),
 		kick: make(chan struct{}, 1), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}),
-		peers: map[conntable.NodeID]*peerState{}, plain: make([]byte, 0, 64<<10),
+		peers: map[conntable.NodeID]*peerState{}, catchUps: map[*catchUp]struct{}{}, plain: make([]byte, 0, 64<<10),
 		out: make([][]byte, sendBatch),
 	}
 	for i := range s.out {

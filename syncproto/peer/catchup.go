@@ -1,0 +1,91 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrUnknownPeer says that no peer of the name is heard.
+var ErrUnknownPeer = errors.New("no such peer is heard")
+
+var errRestarted = errors.New("it restarted meanwhile")
+
+// A catchUp waits for one peer's records.
+type catchUp struct {
+	peer    *peerState
+	after   uint64 // a heartbeat made later than this tells how far to wait
+	told    bool
+	highest uint64
+	done    chan error
+}
+
+// CatchUp waits until all that the named peer had sent when CatchUp was called
+// is delivered, whatever was lost on the way. It asks the peer how much that
+// is: its heartbeat that follows ours carries a later clock.
+func (s *Session) CatchUp(ctx context.Context, name string) error {
+	s.mu.Lock()
+	var c *catchUp
+	for _, p := range s.peers {
+		if p.name == name {
+			c = &catchUp{peer: p, after: s.cfg.Clock.Now(), done: make(chan error, 1)}
+		}
+	}
+	if c == nil {
+		s.mu.Unlock()
+		return fmt.Errorf("catch up with %q: %w", name, ErrUnknownPeer)
+	}
+	s.catchUps[c] = struct{}{}
+	s.ask = true
+	s.mu.Unlock()
+	s.wake()
+	var err error
+	select {
+	case err = <-c.done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.mu.Lock()
+	delete(s.catchUps, c)
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("catch up with %q: %w", name, err)
+	}
+	return nil
+}
+
+// toldLocked notes how much a peer has sent, for those who wait for it.
+func (s *Session) toldLocked(p *peerState, hb *heartbeat) {
+	for c := range s.catchUps {
+		if c.peer == p && !c.told && hb.clock > c.after {
+			c.told, c.highest = true, hb.highest
+		}
+	}
+	s.caughtUpLocked(p)
+}
+
+// caughtUpLocked lets go who waits for nothing any more. It is called when all
+// that is marked as come from p is delivered.
+func (s *Session) caughtUpLocked(p *peerState) {
+	for c := range s.catchUps {
+		if c.peer == p && c.told && !p.pulling && !p.pullWanted && p.gaps.complete(c.highest) {
+			c.end(nil)
+		}
+	}
+}
+
+// restartedLocked ends the waiting for records of a life that is over.
+func (s *Session) restartedLocked(p *peerState) {
+	for c := range s.catchUps {
+		if c.peer == p {
+			c.end(errRestarted)
+		}
+	}
+}
+
+func (c *catchUp) end(err error) {
+	select {
+	case c.done <- err:
+	default: // it has ended
+	}
+}
