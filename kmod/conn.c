@@ -14,13 +14,19 @@
  * yet; should a master run too, it sends the entry at that first packet,
  * which is right.
  */
+#include <linux/random.h>
 #include <linux/siphash.h>
 #include <linux/ktime.h>
 
 #include "usync.h"
 #include "compat.h"
 
-static siphash_aligned_key_t cookie_key;
+static siphash_aligned_key_t cookie_key __ro_after_init;
+
+void __init usync_conn_init(void)
+{
+	get_random_bytes(&cookie_key, sizeof(cookie_key));
+}
 
 /*
  * Entries of one key are told apart by their address, which nobody shall
@@ -28,7 +34,6 @@ static siphash_aligned_key_t cookie_key;
  */
 static u64 cookie(const struct ip_vs_conn *cp)
 {
-	net_get_random_once(&cookie_key, sizeof(cookie_key));
 	return siphash_1u64((unsigned long)cp, &cookie_key);
 }
 

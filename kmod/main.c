@@ -51,6 +51,7 @@ static int __init usync_init(void)
 	if (err)
 		return err;
 	usync_events_init();
+	usync_conn_init();
 	err = register_pernet_subsys(&net_ops);
 	if (err)
 		return err;

@@ -46,7 +46,8 @@ static int get_doit(struct sk_buff *skb, struct genl_info *info)
 	cp = usync_conn_find(&c);
 	if (IS_ERR(cp)) {
 		nlmsg_free(msg);
-		return PTR_ERR(cp);
+		/* ENOENT is what a family that is gone answers. */
+		return cp == ERR_PTR(-ENOENT) ? -ESRCH : PTR_ERR(cp);
 	}
 	now = ktime_get_mono_fast_ns();
 	err = usync_conn_put(msg, cp, IPVS_SYNC_KIND_UNSPEC, now, false);

@@ -129,6 +129,7 @@ struct usync_conn {
 
 extern const struct nla_policy usync_conn_policy[IPVS_SYNC_CONN_MAX + 1];
 
+void usync_conn_init(void);
 int usync_conn_put(struct sk_buff *skb, const struct ip_vs_conn *cp,
 		   enum ipvs_sync_kind kind, u64 stamp, bool commanded);
 int usync_conn_parse(struct netns_ipvs *ipvs, const struct nlattr *nest,

@@ -69,7 +69,8 @@ func resolve() (family, error) {
 }
 
 // A Client sends commands, in the network namespace in which it was dialled.
-// It is safe for concurrent use.
+// It is safe for concurrent use. When the module is unloaded its errors are
+// ErrNotLoaded, and it stays so: dial again for the next one.
 type Client struct {
 	family family
 
@@ -106,7 +107,7 @@ func named(what string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOENT) && what != "get":
+	case errors.Is(err, unix.ENOENT):
 		// The family's number is nobody's any more.
 		err = fmt.Errorf("%w: %w", ErrNotLoaded, err)
 	case errors.Is(err, unix.EPERM):
@@ -137,7 +138,7 @@ func (c *Client) Get(key conntable.Key) (Record, bool, error) {
 		d.rec.PEData = append([]byte(nil), d.rec.PEData...)
 		return err
 	})
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ESRCH) {
 		return Record{}, false, nil
 	}
 	return d.rec, found, err

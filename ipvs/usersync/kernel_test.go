@@ -33,7 +33,10 @@ import (
 
 const envInside = "SARU_TEST_INSIDE"
 
-var loads = flag.Int("usync.loads", 25, "how often TestLoadUnderTraffic loads and unloads the module")
+var (
+	loads = flag.Int("usync.loads", 25, "how often TestLoadUnderTraffic loads and unloads the module")
+	smp   = flag.Bool("usync.smp", false, "do so on all processors of an emulator too")
+)
 
 const (
 	vip      = "10.82.0.100"
@@ -115,7 +118,7 @@ func inside(t *testing.T) bool {
 	if moduleFile() == "" {
 		t.Skip("no module for this kernel: run kmod/check.sh, or set SARU_KMOD")
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout=170s", fmt.Sprintf("-usync.loads=%d", *loads))
+	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout=170s", fmt.Sprintf("-usync.loads=%d", *loads), fmt.Sprintf("-usync.smp=%v", *smp))
 	cmd.Env = append(os.Environ(), envInside+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
