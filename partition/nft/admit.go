@@ -64,6 +64,7 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 		{name: "fragment", rules: []phrase{
 			rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
 			t.unleased(),
+			rule(faster(cfg.fragments()), count(cntFlood), drop()),
 			rule(count(cntFragments), setPriority(s.piece), accept()),
 		}},
 		{name: "admit", rules: []phrase{

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"time"
@@ -18,6 +19,11 @@ type Config struct {
 	Lease     time.Duration    // L: the longest acceptance after Arm; MinLease or more
 	ShareID   int              // 1 to 255; of several shares in one network namespace each has its own
 
+	// Fragments is how many fragments a second are let in at most, to be judged
+	// when their datagram is whole; 0: DefaultFragments. All directors get all,
+	// so this bounds what one sender of fragments can cost all of them.
+	Fragments int
+
 	// Backstop silences packets in the middle of a connection that IPVS does
 	// not know, for the buckets given to Settle. Without IPVS (target "local")
 	// it must be off: it would silence everything.
@@ -27,6 +33,11 @@ type Config struct {
 // MinLease is the shortest lease: the kernel's timers run in jiffies of up to
 // 10 ms, and an armed heartbeat must outlive its round trip.
 const MinLease = 30 * time.Millisecond
+
+// DefaultFragments is a gigabit a second of the largest fragments on Ethernet.
+const DefaultFragments = 80_000
+
+func (c *Config) fragments() int { return cmp.Or(c.Fragments, DefaultFragments) }
 
 // armedFor returns a, how long an armed n can be confirmed.
 func (c *Config) armedFor() time.Duration { return (c.Lease / 3).Truncate(time.Millisecond) }
@@ -45,6 +56,8 @@ func (c *Config) check() (*partition.Divider, error) {
 		return nil, fmt.Errorf("nft: shared MAC %q: use a unicast Ethernet address such as 02:00:5e:00:01:c9", c.MAC)
 	case c.Lease < MinLease || c.Lease > time.Hour:
 		return nil, fmt.Errorf("nft: lease %v: use %v to 1h", c.Lease, MinLease)
+	case c.Fragments < 0:
+		return nil, fmt.Errorf("nft: %d fragments a second: use 1 or more, or 0 for %d", c.Fragments, DefaultFragments)
 	case c.ShareID < 1 || c.ShareID > 255:
 		return nil, fmt.Errorf("nft: share id %d: use 1 to 255", c.ShareID)
 	}

@@ -106,6 +106,22 @@ func TestFragments(t *testing.T) {
 	}
 }
 
+// Of a flood of fragments only so many are let in.
+func TestFragmentFlood(t *testing.T) {
+	cfg := config(time.Minute)
+	cfg.Fragments = 1
+	w := newNetwork(t, 1, cfg)
+	w.resolve()
+	w.beat(1)
+	w.sendMany(ports(20), 8000)
+	s, err := w.directors[0].filter.Stats()
+	if err != nil || s.Flood < 60 || s.Fragments == 0 || s.Fragments+s.Flood != 120 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	ps := ports(8)
+	w.mustDivide(cfg, ps, w.sendMany(ps, 64))
+}
+
 // An echo request has one answer, not one from each director.
 func TestPing(t *testing.T) {
 	cfg := config(time.Minute)

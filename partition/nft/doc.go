@@ -27,13 +27,13 @@
 // A chain ends with a verdict or sends the packet on; only judge returns, with
 // what is in motion.
 //
-//	ingress, on the LAN interface             input, priority -10
-//	  to a VIP? ─► vip                          with a pass: take it, accept
-//	                │                           from lo: accept
-//	 own MAC ───────┼─► own: count, accept      to a VIP and the shared MAC?
-//	 fragment ──────┼─► fragment: lease? piece      │ still a fragment: drop
-//	                ▼                               │
-//	        judged: judge ◄─────────────────────────┘
+//	ingress, on the LAN interface                 input, priority -10
+//	  to a VIP? ─► vip                              with a pass: take it, accept
+//	                │                               from lo: accept
+//	 own MAC ───────┼─► own: count, accept          to a VIP and the shared MAC?
+//	 fragment ──────┼─► fragment: lease? piece        │ still a fragment: drop
+//	                ▼                                 │
+//	        judged: judge ◄───────────────────────────┘
 //	                │ service ─► chains of its division: tcp_0, udp_0, sctp_0, tcp_1, …
 //	                │ ICMP ────► icmp: an error by its quotation: quote0_0, …
 //	                │ else ────► other: by source address
@@ -45,10 +45,10 @@
 //	    foreign:   drop
 //
 //	moving: opens a flow? note it in superseded, drop     rest of such a flow? drop     else ours
-//	ours, at ingress: admit: shared MAC? lease? pass       at input: lease? accept
-//	  gate (netdev): pass or piece? host
-//	                                          input, priority 110: backstop
-//	                                            rest of a bucket in settling: drop
+//	ours:   at ingress ─► admit: shared MAC? lease? pass    at input: lease? accept
+//
+//	gate (netdev), behind ingress: pass or piece? host
+//	backstop, input, priority 110: rest of a bucket in settling? drop
 //
 // So what becomes of a packet is one element of the map of its class, and that
 // element counts it. A bucket is in motion when rest is ours and open is not,
@@ -68,7 +68,7 @@
 // What arrives at input without a pass is judged there: what something else
 // admitted, and datagrams that came in fragments. A later fragment has no
 // ports, so every director with a lease lets every fragment in, with another
-// value that the gate takes, and the datagram is judged when it is whole. IPv4
+// value that the gate takes, up to a limit, and the datagram is judged when it is whole. IPv4
 // is reassembled before the input hook. IPv6 is only if something asks for it:
 // IPVS does, and so does the chain defrag, which matches nothing; where the
 // kernel can do neither, fragments are dropped at input and counted (pieces).

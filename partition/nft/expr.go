@@ -133,6 +133,15 @@ func update(set *nftables.Set, reg uint32, timeout time.Duration) expr.Any {
 	}
 }
 
+// faster matches what exceeds so many packets a second, a quarter of a second's
+// worth of them at once.
+func faster(perSecond int) phrase {
+	return phrase{&expr.Limit{
+		Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond,
+		Burst: uint32(max(perSecond/4, 1)), Over: true,
+	}}
+}
+
 func count(name string) phrase {
 	return phrase{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}}
 }

@@ -101,10 +101,12 @@ func (g *generator) payload(dst netip.Addr) (kind string, proto byte, b []byte) 
 	case 8, 9, 10:
 		return g.icmpError(dst)
 	}
-	switch g.IntN(3) {
+	switch g.IntN(4) {
 	case 0:
-		return "half a TCP header", partition.TCP, append(numbers(client, port), g.bytes(g.IntN(16))...)
+		return "half a UDP header", partition.UDP, g.bytes(g.IntN(8))
 	case 1:
+		return "half a TCP header", partition.TCP, append(numbers(client, port), g.bytes(g.IntN(16))...)
+	case 2:
 		return "neighbour solicitation", icmpProto(dst), append(append([]byte{135, 0, 0, 0}, g.bytes(4)...), dst.AsSlice()...)
 	}
 	return "GRE, ESP or such", pick[byte](g, 47, 50, 136, 33), g.bytes(48)

@@ -62,7 +62,7 @@ func (t *table) flows(f *served, k int, d partition.Division) []chain {
 			malformed,
 		}},
 		{name: flowChain("udp", k, f.family), rules: []phrase{
-			rule(bucket, t.fate(t.open)),
+			rule(bothPorts(d), bucket, t.fate(t.open)),
 			malformed,
 		}},
 		{name: flowChain("sctp", k, f.family), rules: []phrase{
@@ -71,6 +71,15 @@ func (t *table) flows(f *served, k int, d partition.Division) []chain {
 			malformed,
 		}},
 	}
+}
+
+// bothPorts matches what does not end before the ports, if the division does
+// not read the second of them anyway.
+func bothPorts(d partition.Division) phrase {
+	if d.Sense&partition.DstPort != 0 {
+		return nil
+	}
+	return phrase{load(transportHeader, unix.NFT_REG_1, 2, 2)}
 }
 
 // icmp returns the chains that judge ICMP: errors by the flow that they quote,

@@ -37,6 +37,7 @@ var features = []feature{
 	{"meta skuid (nft_meta)", *nftables.ChainHookOutput, func(*table) phrase {
 		return meta(expr.MetaKeySKUID, 0, 0, 0, 0)
 	}},
+	{"limits (nft_limit)", inetIngress, func(*table) phrase { return faster(1) }},
 	{"named counters (nft_objref)", inetIngress, func(*table) phrase { return count(cntAccepted) }},
 }
 

@@ -17,6 +17,7 @@ type Stats struct {
 	Accepted    uint64 // admitted as ours; a datagram that came in fragments counts once, when whole
 	Fragments   uint64 // fragments let in, to be judged when whole
 	Foreign     uint64 // dropped: another director's
+	Flood       uint64 // dropped: fragments beyond Config.Fragments
 	Pieces      uint64 // dropped: not whole where it is to be judged
 	Malformed   uint64 // dropped: cut off before what decides it
 	Broadcast   uint64 // dropped: in an Ethernet broadcast, which all directors get
@@ -103,7 +104,7 @@ func (f *Filter) Stats() (Stats, error) {
 		return s, err
 	}
 	for i, to := range [...]*uint64{
-		&s.Accepted, &s.Fragments, &s.Pieces, &s.Malformed, &s.Broadcast, &s.Lapsed, &s.Own, &s.Neighbour,
+		&s.Accepted, &s.Fragments, &s.Flood, &s.Pieces, &s.Malformed, &s.Broadcast, &s.Lapsed, &s.Own, &s.Neighbour,
 		&s.Superseding, &s.Superseded, &s.Silenced, &s.Armed, &s.Confirmed,
 	} {
 		*to = f.earlier[i] + f.last[i]

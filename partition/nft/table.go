@@ -35,6 +35,7 @@ const leaseKey = 1
 const (
 	cntAccepted    = "accepted"    // admitted as ours
 	cntFragments   = "fragments"   // admitted at ingress to be judged when whole
+	cntFlood       = "flood"       // dropped: more fragments than are let in
 	cntPieces      = "pieces"      // dropped: not whole where it must be
 	cntMalformed   = "malformed"   // dropped: ends before what decides it
 	cntBroadcast   = "broadcast"   // dropped: reached every director, for none
@@ -49,7 +50,7 @@ const (
 )
 
 var counterNames = [...]string{
-	cntAccepted, cntFragments, cntPieces, cntMalformed, cntBroadcast, cntLapsed, cntOwn, cntNeighbour,
+	cntAccepted, cntFragments, cntFlood, cntPieces, cntMalformed, cntBroadcast, cntLapsed, cntOwn, cntNeighbour,
 	cntSuperseding, cntSuperseded, cntSilenced, cntArmed, cntConfirmed,
 }
 
