@@ -15,7 +15,7 @@ PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 km
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
-LAB_TESTS := ./ipvs ./partition/... ./internal/syncd
+LAB_TESTS := ./ipvs ./partition/... ./internal/syncd ./test/lab ./test/e2e
 
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.
@@ -51,7 +51,7 @@ test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
 .PHONY: lab-tests
 lab-tests:
 	@bin/lab fetch --kernel $(KERNEL) >&2
-	@$(GO) test -json -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --' $(LAB_TESTS)
+	@$(GO) test -json -short -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --' $(LAB_TESTS)
 
 .PHONY: e2e
 e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=6.1|6.12)

@@ -21,7 +21,7 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	s.Counter("kernel_drops_total", "Records lost on the way to or from the kernel.", st.Kernel.Drops)
 	s.Counter("kernel_outrun_total", "Peers' records not injected since newer state was here.", e.outrun.Load())
 	s.Gauge("kernel_waiting", "Records that wait to be injected.", float64(st.Kernel.Waiting))
-	s.Counter("shed_total", "Records of ours that found the mirror full.", st.Kernel.Shed)
+	s.Counter("shed_total", "Connections that a full mirror did not take, or gave up for others.", st.Kernel.Shed)
 	s.Counter("sent_datagrams_total", "Datagrams of records sent to the peers.", st.Sent.Datagrams)
 	s.Counter("sent_records_total", "Records sent to the peers.", st.Sent.Records)
 	for i := range e.outcomes {

@@ -42,7 +42,7 @@ type KernelCounts struct {
 	Injected   uint64 `json:"injected"`
 	Drops      uint64 `json:"drops"` // the kernel lost them or did not take them
 	Reinjected uint64 `json:"reinjected"`
-	Shed       uint64 `json:"shed"` // found the mirror full
+	Shed       uint64 `json:"shed"` // connections that a full mirror did not take, or gave up for others
 	Waiting    int    `json:"waiting"`
 }
 
@@ -64,7 +64,7 @@ func (e *Engine) Status() Status {
 		Peers: e.session.Peers(),
 		Kernel: KernelCounts{
 			Captured: e.captured.Load(), Found: e.found.Load(), Injected: e.injected.Load(),
-			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load(), Waiting: e.toKernel.size(),
+			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load() + e.table.Shed(), Waiting: e.toKernel.size(),
 		},
 		Records: map[string]uint64{}, Drops: map[string]uint64{},
 	}

@@ -118,21 +118,28 @@ func (r *Report) Print(w io.Writer) {
 	}
 	r.printStalls(w)
 	var bytes, lines int64
-	var downloads, quiet int
+	var downloads, quiet, abandoned int
 	done := map[traffic.Kind]int{}
 	for i := range r.Flows {
 		f := &r.Flows[i]
 		bytes, lines = bytes+f.Bytes, lines+f.Lines
+		if f.Abandoned {
+			abandoned++
+		}
 		if f.Kind == traffic.Download {
 			downloads++
 		} else {
 			quiet++
 		}
-		if f.Lost == "" {
+		if f.Lost == "" && !f.Abandoned {
 			done[f.Kind]++
 		}
 	}
-	fmt.Fprintf(w, "\n  downloads          %d opened, %d whole; %.1f MB received and verified\n", downloads, done[traffic.Download], float64(bytes)/1e6)
+	late := ""
+	if abandoned > 0 {
+		late = fmt.Sprintf(", %d begun late and not waited for", abandoned)
+	}
+	fmt.Fprintf(w, "\n  downloads          %d opened, %d whole%s; %.1f MB received and verified\n", downloads, done[traffic.Download], late, float64(bytes)/1e6)
 	fmt.Fprintf(w, "  quiet connections  %d opened, %d alive to the end; %d lines exchanged\n", quiet, done[traffic.Quiet], lines)
 	fmt.Fprintf(w, "  short requests     %d answered, %d failed for good, %d retried, slowest %s%s\n",
 		r.Short.Done, r.Short.Failed, r.Short.Retried, show(r.Short.Slowest), reasons(r.Short.Reasons))

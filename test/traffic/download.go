@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -60,9 +61,9 @@ type Downloader struct {
 	Silence time.Duration // no byte for so long loses the flow
 }
 
-// Run downloads until stop is closed, finishing the download in progress; it
-// ends at once, without a loss, when ctx ends. A lost download is followed by
-// the next one.
+// Run downloads until stop is closed, and finishes a download of which more
+// than half is there; it ends at once, without a loss, when ctx ends. A lost
+// download is followed by the next one.
 func (d *Downloader) Run(ctx context.Context, stop <-chan struct{}) {
 	for n := d.ID; ctx.Err() == nil; n++ {
 		select {
@@ -70,14 +71,14 @@ func (d *Downloader) Run(ctx context.Context, stop <-chan struct{}) {
 			return
 		default:
 		}
-		if !d.one(ctx, d.Files[n%len(d.Files)]) {
+		if !d.one(ctx, stop, d.Files[n%len(d.Files)]) {
 			wait(ctx, stop, time.Second)
 		}
 	}
 }
 
 // one reports whether a connection was made.
-func (d *Downloader) one(ctx context.Context, file File) bool {
+func (d *Downloader) one(ctx context.Context, stop <-chan struct{}, file File) bool {
 	c, err := dial(ctx, d.To, d.Silence)
 	if err != nil {
 		return false
@@ -85,7 +86,10 @@ func (d *Downloader) one(ctx context.Context, file File) bool {
 	defer abort(c)
 	defer closeOn(ctx, c)()
 	f := d.Log.open(&Flow{Kind: Download, ID: d.ID, Local: c.LocalAddr().String()})
-	err = d.fetch(f, c, file)
+	err = d.fetch(f, c, file, stop)
+	if errors.Is(err, errAbandoned) {
+		f.Abandoned, err = true, nil
+	}
 	if ctx.Err() != nil {
 		err = nil
 	}
@@ -93,12 +97,15 @@ func (d *Downloader) one(ctx context.Context, file File) bool {
 	return true
 }
 
+// errAbandoned ends a download that began too late to be waited for.
+var errAbandoned = errors.New("abandoned")
+
 type deadlineConn interface {
 	io.ReadWriter
 	SetReadDeadline(time.Time) error
 }
 
-func (d *Downloader) fetch(f *Flow, c deadlineConn, file File) error {
+func (d *Downloader) fetch(f *Flow, c deadlineConn, file File, stop <-chan struct{}) error {
 	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n", file.Path); err != nil {
 		return err
 	}
@@ -126,6 +133,13 @@ func (d *Downloader) fetch(f *Flow, c deadlineConn, file File) error {
 		}
 		if err == io.EOF {
 			break
+		}
+		select {
+		case <-stop:
+			if f.Bytes < file.Size/2 {
+				return errAbandoned
+			}
+		default:
 		}
 		if err != nil {
 			return err

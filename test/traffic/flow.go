@@ -24,18 +24,19 @@ const (
 
 // A Flow is one TCP connection's story. Times are of the machine's clock.
 type Flow struct {
-	Kind     Kind
-	ID       int
-	Local    string        // the client's address and port
-	Every    time.Duration // Quiet: from one line to the next
-	Opened   time.Time     // established
-	Ended    time.Time     // zero while open
-	Lost     string        // why it was lost; empty if it was not
-	Bytes    int64         // received and verified
-	Lines    int64         // exchanged
-	Progress time.Time     // when it last had any
-	Waiting  bool          // Quiet: for an answer
-	Stalls   []Stall
+	Kind      Kind
+	ID        int
+	Local     string        // the client's address and port
+	Every     time.Duration // Quiet: from one line to the next
+	Opened    time.Time     // established
+	Ended     time.Time     // zero while open
+	Lost      string        // why it was lost; empty if it was not
+	Abandoned bool          // Download: begun late and not waited for at the end
+	Bytes     int64         // received and verified
+	Lines     int64         // exchanged
+	Progress  time.Time     // when it last had any
+	Waiting   bool          // Quiet: for an answer
+	Stalls    []Stall
 }
 
 // A Stall is a time without progress in which the flow should have had some.

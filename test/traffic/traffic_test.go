@@ -78,7 +78,7 @@ func TestDownloadIsJudged(t *testing.T) {
 			})
 			l := NewLog()
 			d := &Downloader{Log: l, To: to, Files: files, Silence: 10 * time.Second}
-			d.one(t.Context(), files[0])
+			d.one(t.Context(), nil, files[0])
 			f := firstFlow(t, l)
 			if !strings.HasPrefix(f.Lost, tc.lost) || (tc.lost == "") != (f.Lost == "") {
 				t.Errorf("lost = %q, want %q", f.Lost, tc.lost)
@@ -195,5 +195,33 @@ func TestFlowWindow(t *testing.T) {
 		if got := f.LongestStall(at(tc.from), at(tc.to), at(tc.now)); got != tc.want {
 			t.Errorf("LongestStall(%v, %v) at %v = %v, want %v", tc.from, tc.to, tc.now, got, tc.want)
 		}
+	}
+}
+
+// A download that is told to stop early on is not waited for, and not lost.
+func TestDownloadBegunLate(t *testing.T) {
+	files, err := MakeFiles(t.TempDir(), 1, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, more := make(chan struct{}), make(chan struct{})
+	to := serve(t, func(c *net.TCPConn) {
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"+strings.Repeat("x", 10))
+		<-more
+		io.WriteString(c, "x")
+		io.Copy(io.Discard, c)
+	})
+	l := NewLog()
+	d := &Downloader{Log: l, To: to, Files: files, Silence: time.Minute}
+	done := make(chan struct{})
+	go func() { d.Run(t.Context(), stop); close(done) }()
+	for l.Totals().Bytes < 10 {
+		time.Sleep(time.Millisecond)
+	}
+	close(stop)
+	close(more)
+	<-done
+	if f := firstFlow(t, l); !f.Abandoned || f.Lost != "" || f.Ended.IsZero() {
+		t.Errorf("got %+v, want an abandoned download that is not lost", f)
 	}
 }
