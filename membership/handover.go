@@ -99,7 +99,11 @@ func (c *Core) releases() (s partition.Set) {
 // no half-open connections, and the bucket's taker serves it and has caught
 // up; at last in any case.
 func (c *Core) endLinger() {
-	c.lingering = c.lingering.Minus(c.open)
+	open := c.open
+	if c.applying {
+		open = c.asked // what is being released counts as open until then
+	}
+	c.lingering = c.lingering.Minus(open)
 	if c.lingering.Empty() {
 		return
 	}

@@ -169,7 +169,9 @@ func (c *Core) steer() {
 		c.lingerAt[b] = c.now
 		c.stats.Handovers++
 	}
-	c.lingering = c.lingering.Union(release)
+	if c.cfg.mutant&noLinger == 0 {
+		c.lingering = c.lingering.Union(release)
+	}
 	rest := open.Union(c.lingering).Union(c.taking)
 	if c.closeAll {
 		open, rest = partition.Set{}, partition.Set{}

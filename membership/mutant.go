@@ -15,6 +15,7 @@ const (
 	sameEpoch                              // a master gives a new content to an epoch that it has issued
 	noBarrier                              // a taker does not wait for the connections
 	noTaker                                // a giver releases before the taker has rest
+	noLinger                               // a giver drops established flows with the new ones
 	bothKeep                               // after a split both sides keep what they have
 	noSettle                               // a taker opens at once
 )

@@ -266,7 +266,9 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	p.left = p.has(FlagLeave)
 	p.heard = !p.left
 	c.maxLw = max(c.maxLw, Watch(hb.Lease))
-	c.freeze = max(c.freeze, hb.Freeze)
+	if fresh { // an old recording must not freeze anybody
+		c.freeze = max(c.freeze, hb.Freeze)
+	}
 	if p.left {
 		c.promise(hb, partition.Set{})
 	} else if echoes && c.now-echoed <= c.holdFor() {

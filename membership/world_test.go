@@ -286,7 +286,7 @@ func (n *simNode) start() {
 
 func (n *simNode) kill() {
 	n.w.logf(n, "killed")
-	n.up = false
+	n.up, n.leaving = false, false
 	n.life++
 }
 
@@ -503,8 +503,9 @@ func (n *simNode) apply(life int, a Action) {
 		}
 		if commits {
 			w.logf(n, "kernel open %s rest %s", a.Open, a.Rest)
-			w.checkBarrier(n, a.Rest.Minus(a.Open).Minus(k.rest))
+			w.checkBarrier(n, a.Rest.Minus(k.rest))
 			k.account(w.now)
+			w.checkLinger(n, k.rest.Minus(a.Rest))
 			was := k.accepts(w.now)
 			k.open, k.rest = a.Open, a.Rest
 			w.check(n, was)
@@ -536,15 +537,35 @@ func (n *simNode) barrier(life int, a Action) {
 	})
 }
 
-// checkBarrier sees that rest is shared only by those with the same entries.
+// checkBarrier sees that n takes up established flows only with the connections
+// of whoever accepted new ones last and still serves them.
 func (w *world) checkBarrier(n *simNode, rest partition.Set) {
-	if !w.f.steady || rest.Empty() {
+	if !w.f.steady {
 		return
 	}
-	for _, o := range w.nodes {
-		both := o.kernel.accepts(w.now).Intersect(rest)
-		if o != n && !both.Empty() && w.now-n.caught[o.i] > time.Second {
-			w.fail("%s serves %s beside %s without its connections", n.name, both, o.name)
+	for b := range rest.All() {
+		last := n
+		for _, o := range w.nodes {
+			o.kernel.account(w.now)
+			if o.kernel.last[b] > last.kernel.last[b] {
+				last = o
+			}
+		}
+		served := last.kernel.serves(w.now)
+		if last != n && served.Has(b) && w.now-n.caught[last.i] > time.Second {
+			w.fail("%s serves %d beside %s without its connections", n.name, b, last.name)
+		}
+	}
+}
+
+// checkLinger sees that handshakes which began at the giver can end there.
+func (w *world) checkLinger(n *simNode, gone partition.Set) {
+	if !w.f.steady {
+		return
+	}
+	for b := range gone.All() {
+		if since := w.now - n.kernel.last[b]; since < DefaultLinger*98/100 {
+			w.fail("%s serves no established flows of %d, %v after it took new ones", n.name, b, since)
 		}
 	}
 }
@@ -768,7 +789,7 @@ func (w *world) trouble(end time.Duration) {
 	case 3, 4:
 		w.cutSomething(n)
 	case 5:
-		if w.f.drain && n.up && !n.leaving && w.chance(0.3) && !(w.f.steady && !n.core.hasTaker()) {
+		if w.f.drain && n.up && !n.leaving && w.chance(0.3) && (!w.f.steady || w.spares(n)) {
 			w.logf(n, "leaves")
 			n.input(life, func() { n.leaving = true; n.core.Leave(n.local()) })
 		}
@@ -826,6 +847,16 @@ func (w *world) move(n *simNode) {
 		n.core.Freeze(n.local(), on)
 		w.logf(n, "freeze %v", on)
 	}
+}
+
+// spares reports whether all others are there, so that n may go in peace.
+func (w *world) spares(n *simNode) bool {
+	for _, o := range w.nodes {
+		if s := o.core.state; o != n && (!o.up || o.leaving || s != Ready && s != Draining) {
+			return false
+		}
+	}
+	return !n.witness
 }
 
 func (w *world) flush(n *simNode) {
