@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // The protocols whose packets have ports that a sense can name, by their IANA
@@ -208,11 +210,18 @@ func (p *Plan) check() error {
 	if err := p.Default.check(); err != nil {
 		return err
 	}
+	named := make(map[Service]Division, len(p.Services))
 	for i, s := range p.Services {
 		if err := s.check(p.VIPs); err != nil {
 			return fmt.Errorf("service %v: %w", s, err)
 		}
-		p.Services[i].VIP = s.VIP.Masked()
+		s.VIP = s.VIP.Masked()
+		p.Services[i] = s
+		key := Service{Proto: s.Proto, VIP: s.VIP, Port: s.Port}
+		if d, again := named[key]; again && d != s.Division {
+			return fmt.Errorf("service %v: divided by %v and by %v; name it once", s, d, s.Division)
+		}
+		named[key] = s.Division
 	}
 	return nil
 }
@@ -234,7 +243,10 @@ func (d *Divider) index(want Division) int {
 
 func (d *Divider) place(s Service, index int) {
 	if !s.VIP.IsSingleIP() {
-		d.Networks = append(d.Networks, Network{Service: s, Index: index})
+		n := Network{Service: s, Index: index}
+		if !slices.ContainsFunc(d.Networks, func(m Network) bool { return compareNetworks(m, n) == 0 }) {
+			d.Networks = append(d.Networks, n)
+		}
 		return
 	}
 	protos := []uint8{s.Proto}
@@ -270,6 +282,37 @@ func (d *Divider) division(proto uint8, dst netip.AddrPort) int {
 		}
 	}
 	return 0
+}
+
+// Shape is the same text for plans that decide every packet alike, and another
+// for others: directors compare it before they divide a share. The seed is in
+// it, so show nobody but a hash of it.
+func (d *Divider) Shape() string {
+	var b strings.Builder
+	vips := slices.Clone(d.VIPs)
+	slices.SortFunc(vips, comparePrefixes)
+	fmt.Fprintf(&b, "%v %d %d", vips, d.Buckets, d.Seed)
+	fmt.Fprintf(&b, "; %v", d.Divisions[0])
+	for _, flows := range []map[Endpoint]int{d.Exact, d.AnyPort} {
+		services := slices.SortedFunc(maps.Keys(flows), func(x, y Endpoint) int {
+			return cmp.Or(x.Addr.Compare(y.Addr), cmp.Compare(x.Proto, y.Proto), cmp.Compare(x.Port, y.Port))
+		})
+		for _, e := range services {
+			fmt.Fprintf(&b, "; %d %v %d %v", e.Proto, e.Addr, e.Port, d.Divisions[flows[e]])
+		}
+	}
+	for _, n := range slices.SortedFunc(slices.Values(d.Networks), compareNetworks) {
+		fmt.Fprintf(&b, "; %v %v", n.Service, n.Division)
+	}
+	return b.String()
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func compareNetworks(a, b Network) int {
+	return cmp.Or(comparePrefixes(a.VIP, b.VIP), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
 }
 
 // IsVIP reports whether a is a virtual address of the plan.

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -81,6 +82,12 @@ func TestBadPlan(t *testing.T) {
 		"protocol 1": func(p *Plan) {
 			p.Services = []Service{{Proto: 1, VIP: vips("10.9.0.100")[0], Division: p.Default}}
 		},
+		"name it once": func(p *Plan) {
+			s := Service{VIP: vips("10.9.0.100")[0], Division: p.Default}
+			other := s
+			other.Sense = DstPort
+			p.Services = []Service{s, other}
+		},
 		"service tcp 10.9.0.100:80: sense": func(p *Plan) {
 			p.Services = []Service{{Proto: TCP, VIP: vips("10.9.0.100")[0], Port: 80}}
 		},
@@ -89,6 +96,67 @@ func TestBadPlan(t *testing.T) {
 		change(&p)
 		if _, err := NewDivider(p); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
+		}
+	}
+}
+
+// The shape tells plans apart that decide a packet differently, and no others.
+func TestShape(t *testing.T) {
+	service := func(vip string, port uint16, bits int) Service {
+		return Service{VIP: vips(vip)[0], Port: port, Division: Division{Sense: SrcAddr, Bits4: bits}}
+	}
+	plan := func() Plan {
+		return Plan{
+			VIPs: vips("10.9.0.100", "10.9.1.0/24", "2001:db8::100"), Buckets: 256, Seed: 7, Default: Division{Sense: SrcPort},
+			Services: []Service{service("10.9.0.100", 80, 24), service("10.9.0.100", 81, 24), service("10.9.1.0/24", 0, 16)},
+		}
+	}
+	shape := func(p Plan) string {
+		d, err := NewDivider(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Shape()
+	}
+	same := map[string]func(*Plan){
+		"order of addresses": func(p *Plan) { slices.Reverse(p.VIPs) },
+		"order of services":  func(p *Plan) { slices.Reverse(p.Services) },
+		"said twice":         func(p *Plan) { p.Services = append(p.Services, p.Services...) },
+		"protocols apart": func(p *Plan) {
+			for _, proto := range Ported {
+				s := p.Services[0]
+				s.Proto = proto
+				p.Services = append(p.Services, s)
+			}
+			p.Services = p.Services[1:]
+		},
+		"netmask of all bits": func(p *Plan) {
+			for i := range p.Services {
+				p.Services[i].Bits6 = 128
+			}
+		},
+	}
+	for what, change := range same {
+		p := plan()
+		if change(&p); shape(p) != shape(plan()) {
+			t.Errorf("%s: %s is not %s", what, shape(p), shape(plan()))
+		}
+	}
+	other := map[string]func(*Plan){
+		"address": func(p *Plan) { p.VIPs = append(p.VIPs, vips("10.9.0.101")...) },
+		"buckets": func(p *Plan) { p.Buckets = 128 },
+		"seed":    func(p *Plan) { p.Seed++ },
+		"default": func(p *Plan) { p.Default.Sense = DstPort },
+		"method":  func(p *Plan) { p.Default.Method = ByBlock },
+		"service": func(p *Plan) { p.Services = p.Services[1:] },
+		"port":    func(p *Plan) { p.Services[1].Port = 82 },
+		"netmask": func(p *Plan) { p.Services[2].Bits4 = 17 },
+		"network": func(p *Plan) { p.Services[2].VIP = vips("10.9.1.0/25")[0] },
+	}
+	for what, change := range other {
+		p := plan()
+		if change(&p); shape(p) == shape(plan()) {
+			t.Errorf("another %s: %s too", what, shape(p))
 		}
 	}
 }

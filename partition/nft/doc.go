@@ -67,11 +67,12 @@
 //
 // What arrives at input without a pass is judged there: what something else
 // admitted, and datagrams that came in fragments. A later fragment has no
-// ports, so every director with a lease lets every fragment in, with another
-// value that the gate takes, up to a limit, and the datagram is judged when it is whole. IPv4
-// is reassembled before the input hook. IPv6 is only if something asks for it:
-// IPVS does, and so does the chain defrag, which matches nothing; where the
-// kernel can do neither, fragments are dropped at input and counted (pieces).
+// ports, so every director with a lease lets every fragment in, up to a limit,
+// with another value that the gate takes, and the datagram is judged when it is
+// whole. IPv4 is reassembled before the input hook. IPv6 is only if something
+// asks for it: IPVS does, and so does the chain defrag, which matches nothing;
+// where the kernel can do neither, fragments are dropped at input and counted
+// (pieces).
 //
 // # The lease
 //
