@@ -195,7 +195,7 @@ static void expire(struct timer_list *t, bool commanded)
 	usync_sym.conn_expire(t);
 	if (!refcount_read(&cp->refcnt))
 		usync_tell(cp, IPVS_SYNC_KIND_EXPIRED, stamp, commanded);
-	else
+	else if (!commanded)
 		usync_tell(cp, IPVS_SYNC_KIND_UPDATE, ktime_get_mono_fast_ns(), false);
 }
 
@@ -204,7 +204,10 @@ static void hooked_expire(struct timer_list *t)
 	expire(t, false);
 }
 
-/* For DELETE. The caller is in rcu_read_lock, as all are. */
+/*
+ * For DELETE, which undoes what an entry that stays has suffered. The caller
+ * is in rcu_read_lock, as all are.
+ */
 void usync_conn_expire(struct timer_list *t)
 {
 	expire(t, true);
