@@ -233,10 +233,11 @@ type Core struct {
 	extra    int
 
 	// master
-	assign *Assignment
-	mine   partition.Set
-	since  Epoch
-	cands  []candidate
+	assign  *Assignment
+	mine    partition.Set
+	adopted time.Duration // when assign was
+	since   Epoch
+	cands   []candidate
 
 	// messages, used in turn so that none is allocated
 	draft, last Heartbeat

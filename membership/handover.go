@@ -16,7 +16,12 @@ import "saru/partition"
 // prepare asks for the connections of buckets that are this node's next and
 // another's still (S1).
 func (c *Core) prepare() {
-	c.taking = c.taking.Intersect(c.mine).Minus(c.open)
+	c.taking = c.taking.Minus(c.open)
+	if c.now-c.adopted > c.cfg.Lease {
+		// Until then a move under way is finished, whatever a newer assignment
+		// says: the giver may have let go already, and nobody else is ready.
+		c.taking = c.taking.Intersect(c.mine)
+	}
 	if c.state != Ready && c.state != Draining || c.closeAll || c.leaving || c.unsure {
 		c.taking = partition.Set{}
 		for _, p := range c.peers {

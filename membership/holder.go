@@ -142,7 +142,7 @@ func (c *Core) gains() partition.Set {
 		v := c.granted(s)
 		for b := range v.gain.Minus(all).All() {
 			void := c.cleared[b] > s.n && c.cfg.mutant&noVoid == 0
-			if void || c.open.Has(b) || !c.mine.Has(b) {
+			if void || c.open.Has(b) || !c.mine.Has(b) && !c.taking.Has(b) {
 				continue
 			}
 			if at := c.releasedAt[b] + c.cfg.Settle; c.now < at && c.cfg.mutant&noSettle == 0 {
@@ -218,16 +218,23 @@ func (c *Core) confirm() {
 // peer has open, or that are promised to somebody, are asked for when they are
 // free: a claim that comes first could otherwise take them from their holder.
 func (c *Core) wants() partition.Set {
-	if c.state != Ready && c.state != Draining || c.closeAll || c.unsure || c.mine.Empty() {
+	if c.state != Ready && c.state != Draining || c.closeAll || c.unsure {
 		return partition.Set{}
 	}
-	want := c.mine.Minus(c.open).Minus(c.closeReq)
+	want := c.mine.Union(c.taking).Minus(c.open).Minus(c.closeReq)
 	if want.Empty() {
 		return want
 	}
 	for _, p := range c.peers {
 		if p.heard && !c.hearsNobody(p) && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
 			want = want.Minus(p.hb.Open)
+			// Nor what another is about to take with its connections.
+			if soon := p.hb.Want.Intersect(p.hb.Rest); !soon.Empty() {
+				if p.id > c.id {
+					soon = soon.Minus(c.rest)
+				}
+				want = want.Minus(soon)
+			}
 		}
 	}
 	for b := range want.All() {

@@ -53,7 +53,7 @@ func (c *Core) adopt(a *Assignment) {
 	case d <= 0:
 		return
 	}
-	c.assign = a
+	c.assign, c.adopted = a, c.now
 	c.mine = a.Owned(c.id, c.cfg.Incarnation)
 	c.since = c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight).Since
 }
