@@ -78,7 +78,8 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judged_"+f.name))...)
 		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
 			rule(f.fragment, goTo("fragment")),
-			goTo("judged_"+f.name),
+			jump("judge_"+f.name), // as judged does, with a chain less: most packets come this way
+			goTo(moving),
 		)})
 	}
 	return append(chains, base)
