@@ -110,9 +110,15 @@
 //	|  name length  |  name ...                                     |
 //	+---------------+-----------------------------------------------+
 //
-// "answer" asks all to send a heartbeat now; a joiner sets it. A peer is known
-// by its heartbeat: records that come before it are used, but gaps are only
+// "answer" asks all to send a heartbeat now; a joiner sets it, and so does who
+// wants to catch up with a peer: the peer's heartbeat with a clock above the one
+// at which it was asked tells the highest sequence that must have come. A peer is
+// known by its heartbeat: records that come before it are used, but gaps are only
 // seen from then on, since a new peer's table is pulled anyway.
+//
+// The digest is of the table as it was told up to the horizon, with deadlines
+// rounded to ticks of 2^20 us (package conntable defines it). Two nodes compare
+// digests of one horizon only.
 //
 // Type 3, missing (NACK), to the one sender, again every 40 ms and then less
 // often while it lasts:
