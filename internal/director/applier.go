@@ -82,9 +82,11 @@ func (a *applier) Run(ctx context.Context) error {
 // change applies one request, and returns what is admitted afterwards and
 // whether that is known.
 func (a *applier) change(r applyRequest) (is nft.Desired, known bool) {
-	if a.backstop && !r.gained.Empty() {
-		// Before the buckets open, so that no packet of theirs meets a reset.
-		if err := a.filter.Settle(&r.gained, settleFor); err != nil {
+	// Rest counts as much as open: a handshake that began at the giver goes on
+	// here too, and half-open connections are never told.
+	if fresh := r.rest.Minus(a.was.Rest).Union(r.gained); a.backstop && !fresh.Empty() {
+		// Before the buckets are taken, so that no packet of theirs meets a reset.
+		if err := a.filter.Settle(&fresh, settleFor); err != nil {
 			a.log.Warn("connections of new buckets may be reset", "err", err)
 		}
 	}
