@@ -208,7 +208,7 @@ func (e *Engine) makeDigests(ctx context.Context) error {
 			return nil
 		}
 		if e.table.Digests(horizon, &d) {
-			e.session.SetDigest(horizon, d.Sum())
+			e.session.SetDigests(horizon, &d)
 		}
 	}
 }

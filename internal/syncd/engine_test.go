@@ -521,3 +521,49 @@ func TestResync(t *testing.T) {
 		}
 	})
 }
+
+// What one node never told the other, or lost, is found by digests and mended
+// on both, though nobody asks for it; and only what differs is sent.
+func TestTablesThatDifferAreMended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(1)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		const same, missing = 2000, 5
+		for i := range same {
+			a.capture(tcp(i, established, time.Hour))
+		}
+		untold := func(n *node, i int) conntable.Key {
+			r := conntable.Record{Connection: tcp(i, established, time.Hour), Version: n.clock.Next(), Remaining: time.Hour}
+			n.table.Apply(&r, 0)
+			return r.Key
+		}
+		var lost []conntable.Key
+		for i := range missing {
+			lost = append(lost, untold(a, same+i), untold(b, same+missing+i))
+		}
+		time.Sleep(30 * time.Second)
+		for _, n := range []*node{a, b} {
+			if got := n.table.Len(); got != same+2*missing {
+				t.Errorf("%s holds %d connections, want %d", n.node, got, same+2*missing)
+			}
+			p := n.Status().Peers[0]
+			if p.DigestEqual == nil || !*p.DigestEqual || p.Repairs == 0 {
+				t.Errorf("%s: %+v, want equal tables after a repair", n.node, p)
+			}
+			if p.Mended > same/10 {
+				t.Errorf("%s: %d records were sent to mend %d", n.node, p.Mended, missing)
+			}
+		}
+		for i, key := range lost {
+			if _, ok := []*node{b, a}[i%2].kernel.get(key); !ok {
+				t.Errorf("%v did not reach the other kernel", key)
+			}
+		}
+		repairs := a.Status().Peers[0].Repairs + b.Status().Peers[0].Repairs
+		time.Sleep(time.Minute)
+		if now := a.Status().Peers[0].Repairs + b.Status().Peers[0].Repairs; now != repairs {
+			t.Errorf("%d repairs of equal tables", now-repairs)
+		}
+	})
+}

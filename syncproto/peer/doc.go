@@ -145,4 +145,14 @@
 // groups as above), one frame END (type 19: records sent (64)), all with the
 // 8-byte head. All that sequence numbers up to BEGIN's told is in the records
 // that follow, or something newer.
+//
+// A puller that found its table's digest to differ from the peer's at two
+// horizons in a row begins with
+//
+//	| version = 1 | type 20 | zero (16) | node (32) | name length (8) | name |
+//	| horizon (64) | its digests of the 1,024 slices, 64 bits each (8,192 bytes) |
+//
+// instead, and gets the records of those slices in which the peer's digests of
+// that horizon differ, between the same BEGIN and END. A peer that has no digests
+// of that horizon any more ends the stream.
 package peer

@@ -17,6 +17,7 @@ const (
 	typeBegin     = 17
 	typeBulk      = 18
 	typeEnd       = 19
+	typeRepair    = 20
 
 	headSize        = 8
 	recordsHeadSize = headSize + 8 + 8 + 4

@@ -31,6 +31,7 @@ func (s *Session) work(ctx context.Context, now time.Time) time.Time {
 	next := s.beat(now)
 	next = earlier(next, s.askMissing(now))
 	next = earlier(next, s.startPulls(ctx, now))
+	next = earlier(next, s.startRepairs(ctx, now))
 	s.forgetSilent(now)
 	if !s.checkJoined(now) {
 		next = earlier(next, now.Add(heartbeatEvery))
@@ -135,7 +136,7 @@ func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time
 
 // runPull does one pull and notes how it went.
 func (s *Session) runPull(ctx context.Context, t pullTarget) {
-	highest, records, err := s.pull(ctx, t)
+	highest, records, err := s.pull(ctx, t, appendPull(nil, s.self, s.cfg.Node))
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,8 +146,7 @@ func (s *Session) runPull(ctx context.Context, t pullTarget) {
 	p.pulling = false
 	p.bulk += records
 	p.received += records
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.pullEndedLocked()
 	if p.boot != t.boot {
 		return // begin has arranged for another
 	}
@@ -165,6 +165,12 @@ func (s *Session) runPull(ctx context.Context, t pullTarget) {
 	p.noteFilled()
 	s.caughtUpLocked(p)
 	s.log.Info("pulled", "peer", t.name, "records", records)
+}
+
+// pullEndedLocked tells who waits for the end of pulls.
+func (s *Session) pullEndedLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // forgetSilent drops peers that are silent for long.

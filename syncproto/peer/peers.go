@@ -45,6 +45,12 @@ type peerState struct {
 	digests digests
 	equal   *bool
 	equalH  uint64
+	unequal int // comparisons in a row that found a difference
+
+	repairAt   time.Time // not before
+	repairWait time.Duration
+	repairs    uint64
+	mended     uint64 // records that came by repairs
 }
 
 func (p *peerState) up(now time.Time) bool { return now.Sub(p.heardAt) < silentAfter }
@@ -67,7 +73,8 @@ func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.gaps.begin(hb.highest)
 	p.gapAt = time.Time{}
 	p.pullWanted, p.pulled, p.pullAt, p.failures = true, false, now, 0
-	p.digests, p.equal, p.equalH = digests{}, nil, 0
+	p.digests, p.equal, p.equalH, p.unequal = digests{}, nil, 0, 0
+	p.repairAt, p.repairWait = time.Time{}, 0
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -111,6 +118,8 @@ type PeerStatus struct {
 	Connections uint32  `json:"connections"`  // it says it has
 	Pulled      uint64  `json:"pulled"`       // records that came in bulk
 	Restarts    uint64  `json:"restarts"`     // seen by us
+	Repairs     uint64  `json:"repairs"`      // of tables that differed
+	Mended      uint64  `json:"mended"`       // records that came by them
 	Error       string  `json:"error,omitempty"`
 }
 
@@ -120,6 +129,7 @@ func (p *peerState) status(now time.Time) PeerStatus {
 		Received: p.received, Lost: p.lost, Repaired: p.repaired,
 		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections,
 		Pulled: p.bulk, Restarts: p.restarts, DigestEqual: p.equal,
+		Repairs: p.repairs, Mended: p.mended,
 	}
 	for _, g := range p.gaps.spans {
 		st.Missing += g.to - g.from + 1
@@ -161,22 +171,4 @@ func (d *digests) compare(e *digests) (horizon uint64, equal bool) {
 		}
 	}
 	return horizon, equal
-}
-
-// SetDigest tells the peers the digest of all that this node holds up to
-// horizon (conntable.Table.Digest).
-func (s *Session) SetDigest(horizon, sum uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.digests.set(horizon, sum)
-	for _, p := range s.peers {
-		s.compareLocked(p)
-	}
-}
-
-func (s *Session) compareLocked(p *peerState) {
-	h, equal := s.digests.compare(&p.digests)
-	if h > p.equalH {
-		p.equal, p.equalH = &equal, h
-	}
 }

@@ -53,10 +53,10 @@ func (c *timedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// pull delivers everything that the peer holds. It returns the highest
+// pull delivers what request asks the peer for. It returns the highest
 // sequence number of datagrams that need no longer come, and the number of
 // records, also if it fails halfway.
-func (s *Session) pull(ctx context.Context, t pullTarget) (highest, records uint64, err error) {
+func (s *Session) pull(ctx context.Context, t pullTarget, request []byte) (highest, records uint64, err error) {
 	dialCtx, cancel := context.WithTimeout(ctx, frameTimeout)
 	defer cancel()
 	conn, err := s.cfg.Transport.Dial(dialCtx, netip.AddrPortFrom(t.addr.Addr(), t.port))
@@ -70,7 +70,7 @@ func (s *Session) pull(ctx context.Context, t pullTarget) (highest, records uint
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := st.Write(appendPull(nil, s.self, s.cfg.Node)); err != nil {
+	if err := st.Write(request); err != nil {
 		return 0, 0, err
 	}
 	return s.readBulk(st)
@@ -196,23 +196,11 @@ func (s *Session) servePull(conn *timedConn) error {
 	if err != nil {
 		return err
 	}
-	frame, err := st.Read()
-	if err != nil {
-		return err
-	}
-	typ, _, c, err := parseHead(frame)
-	if err != nil || typ != typePull {
-		return errors.Join(errMalformed, err)
-	}
-	if name := parseName(&c); c.bad {
-		return errMalformed
-	} else {
-		s.log.Debug("pulled from", "peer", string(name), "addr", conn.RemoteAddr())
-	}
-	return s.sendBulk(st)
+	return s.serveStream(st)
 }
 
-func (s *Session) sendBulk(st *seal.Stream) error {
+// sendBulk sends all that this node holds, or only what is in the slices.
+func (s *Session) sendBulk(st *seal.Stream, in *conntable.Slices) error {
 	highest, _ := s.Sent()
 	b := appendHead(nil, typeBegin, s.self)
 	b = binary.BigEndian.AppendUint64(b, highest)
@@ -223,6 +211,9 @@ func (s *Session) sendBulk(st *seal.Stream) error {
 	}
 	w := bulkWriter{s: s, st: st, recs: make([]conntable.Record, 0, bulkChunk)}
 	s.cfg.Each(func(r *conntable.Record) bool {
+		if in != nil && !in.Has(conntable.SliceOf(&r.Key)) {
+			return true
+		}
 		w.recs = append(w.recs, *r)
 		return len(w.recs) < bulkChunk || w.flush()
 	})

@@ -124,7 +124,8 @@ type Session struct {
 	changed  chan struct{} // closed and made anew when a pull ends
 	resent   int
 	resentAt time.Time
-	digests  digests
+	digests  digests // this node's own
+	ownSlices sliceHistory // what the newest of them are the sums of
 	clashAt  time.Time
 
 	plain   []byte // receive's own

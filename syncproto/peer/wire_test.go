@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"saru/conntable"
+	"saru/syncproto/peer/peertest"
 )
 
 const self = conntable.NodeID(0x01020304)
@@ -380,4 +382,32 @@ func BenchmarkDecode(b *testing.B) {
 		d.records(body, clock, self, 0, func(r *conntable.Record) { tab.Apply(r, conntable.ToKernel) })
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/record")
+}
+
+// Whatever asks for a repair, only slices that really differ are sent.
+func FuzzRepair(f *testing.F) {
+	kr := keys(f, keyA)
+	s, _ := session(f, kr, "d1", peertest.New(1).Node(1))
+	var own conntable.Digests
+	own[7] = 1
+	s.ownSlices.set(1<<40, &own)
+	request := func(horizon uint64, d *conntable.Digests) []byte {
+		return appendRepair(nil, self, "d2", horizon, d)[headSize+3:]
+	}
+	f.Add(request(1<<40, &own))
+	f.Add(request(1<<40, &conntable.Digests{}))
+	f.Add(request(1<<41, &own))
+	f.Add(request(0, &own))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		diff, err := s.parseRepair(&cursor{b: b})
+		switch {
+		case err != nil && diff != nil:
+			t.Errorf("slices %v with error %v", diff, err)
+		case err == nil && len(b) < 8+8*conntable.SliceCount:
+			t.Errorf("%d bytes were taken for a repair", len(b))
+		case err == nil && binary.BigEndian.Uint64(b) != 1<<40:
+			t.Error("a horizon was answered of which there are no digests")
+		}
+	})
 }
