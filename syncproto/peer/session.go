@@ -113,20 +113,20 @@ type Session struct {
 	recordsAt time.Time // when records were last sent
 	sent      uint64    // records
 
-	mu       sync.Mutex
-	peers    map[conntable.NodeID]*peerState
-	answer   bool // somebody asked for a heartbeat
-	ask      bool // we want the peers' heartbeats now
-	catchUps map[*catchUp]struct{}
-	beatAt   time.Time
-	started  time.Time
-	pulls    int
-	changed  chan struct{} // closed and made anew when a pull ends
-	resent   int
-	resentAt time.Time
-	digests  digests // this node's own
+	mu        sync.Mutex
+	peers     map[conntable.NodeID]*peerState
+	answer    bool // somebody asked for a heartbeat
+	ask       bool // we want the peers' heartbeats now
+	catchUps  map[*catchUp]struct{}
+	beatAt    time.Time
+	started   time.Time
+	pulls     int
+	changed   chan struct{} // closed and made anew when a pull ends
+	resent    int
+	resentAt  time.Time
+	digests   digests      // this node's own
 	ownSlices sliceHistory // what the newest of them are the sums of
-	clashAt  time.Time
+	clashAt   time.Time
 
 	plain   []byte // receive's own
 	decoder decoder
