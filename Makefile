@@ -23,7 +23,7 @@ export GOTOOLCHAIN = local
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## static binaries bin/saru and bin/syncd, and the lab's bin/lab and bin/demo
@@ -56,6 +56,14 @@ lab-tests:
 .PHONY: e2e
 e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=6.1|6.12)
 	@$(MAKE) --no-print-directory lab-tests LAB_TESTS=./test/e2e | $(GO) run ./test/cmd/testsum
+
+.PHONY: kmod
+kmod: ## build the kernel module for Debian's 6.1 and 6.12, warnings are errors
+	$(MAKE) -C kmod check
+
+.PHONY: kmod-test
+kmod-test: deps build ## the module's tests in a guest of each kernel
+	$(MAKE) -C kmod test
 
 .PHONY: demo
 demo: deps build ## three directors, six power cuts, every flow must live (KERNEL=6.1|6.12, SYNC=syncd|kernel|kernel-tuned)

@@ -383,11 +383,11 @@ func (s *site) traffic(t testing.TB, stop <-chan struct{}) (wait func() uint64) 
 }
 
 // oneProcessor switches all but one off until the test ends, in an emulator
-// with a thread for each (QEMU's TCG). There an instruction that one processor
-// translates while another one exchanges it (as ftrace does, when the module
-// is loaded and unloaded) may stay as it was for ever, which is a breakpoint:
-// after some hundred loads a processor runs into it again and again. QEMU with
-// "-accel tcg,thread=single" has no such fault, hardware neither: -usync.smp.
+// with a thread for each (QEMU's TCG). There a guest with two hung after some
+// hundred loads under traffic. The likely cause, which was not proven: what one
+// processor translates while another one exchanges it (as ftrace does, when the
+// module is loaded and unloaded) stays as it was, which is a breakpoint, and the
+// processor runs into it again and again. -usync.smp leaves all of them on.
 func oneProcessor(t *testing.T) {
 	t.Helper()
 	info, err := os.ReadFile("/proc/cpuinfo")
