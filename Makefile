@@ -5,6 +5,7 @@ GO          ?= go
 KERNEL      ?= 6.1
 SYNC        ?= syncd
 OUT         ?= out
+SEEDS       ?= 1000
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 
@@ -72,6 +73,10 @@ demo: deps build ## three directors, six power cuts, every flow must live (KERNE
 .PHONY: race
 race: ## unit and native tests under the race detector
 	CGO_ENABLED=1 $(GO) test -race ./...
+
+.PHONY: sim
+sim: ## the protocol attacked in virtual time: SEEDS worlds of each profile
+	$(GO) test ./membership -run 'TestSimulation$$' -sim.seeds $(SEEDS) -timeout 0
 
 .PHONY: bench
 bench: ## benchmarks, with allocations

@@ -598,6 +598,14 @@ func TestTwoDirectorsAndLinks(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	l.until("two share once more", l.shared(2))
 	l.report("hears again", mark)
+
+	// d1 no longer reaches the ping node that d2 reaches.
+	mark = time.Now()
+	l.must(in(d1.ns, func() error {
+		return exec.Command("nft", "add table inet blind; add chain inet blind in { type filter hook input priority -500; }; add rule inet blind in icmp type echo-reply drop").Run()
+	}))
+	l.until("who reaches more has all", func(open map[string]int) bool { return open["d2"] == 256 && open["d1"] == 0 })
+	l.report("ping node out of reach", mark)
 	stop()
 	first, last, n := l.seen.twice()
 	t.Logf("%d datagrams were accepted twice at the healing, within %v", n, last.Sub(first))

@@ -16,9 +16,11 @@ import (
 )
 
 // A pinger asks the ping nodes, so that a director whose only peer has gone
-// deaf knows that its own sending works. It is a task.
+// deaf knows that its own sending works, and one that reaches fewer of them
+// than others gives its share to these. It is a task.
 type pinger struct {
 	nodes  []netip.Addr
+	missed []int // per node: rounds since it last answered
 	every  time.Duration
 	engine *Engine
 	conn   *icmp.PacketConn
@@ -30,7 +32,11 @@ func openPinger(s *Settings, e *Engine) (*pinger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster.ping: open an ICMP socket: %w", err)
 	}
-	return &pinger{s.Ping, s.Lease / 3, e, conn, make(chan struct{})}, nil
+	missed := make([]int, len(s.Ping))
+	for i := range missed {
+		missed[i] = reachRounds
+	}
+	return &pinger{s.Ping, missed, s.Lease / 3, e, conn, make(chan struct{})}, nil
 }
 
 // Ready is closed when the nodes are asked.
@@ -56,8 +62,25 @@ func (p *pinger) Run(ctx context.Context) error {
 		if err := p.listen(ctx, buf, id, seq); err != nil {
 			return err
 		}
+		p.tellReach(ctx)
 	}
 	return nil
+}
+
+// reachRounds is how many questions in a row a node may leave unanswered and
+// still counts as reached.
+const reachRounds = 3
+
+// tellReach ends a round.
+func (p *pinger) tellReach(ctx context.Context) {
+	reached := 0
+	for i := range p.missed {
+		if p.missed[i] < reachRounds {
+			reached++
+			p.missed[i]++
+		}
+	}
+	p.engine.post(ctx, func(now time.Duration) { p.engine.core.SetReach(now, reached) })
 }
 
 // listen hears answers until the next question is due.
@@ -77,10 +100,13 @@ func (p *pinger) listen(ctx context.Context, buf []byte, id int, seq uint16) err
 		if !ok || n < 8 || buf[0] != byte(ipv4.ICMPTypeEchoReply) || int(binary.BigEndian.Uint16(buf[4:])) != id {
 			continue
 		}
-		if node, ok := netip.AddrFromSlice(a.IP); !ok || !slices.Contains(p.nodes, node.Unmap()) {
+		node, _ := netip.AddrFromSlice(a.IP)
+		i := slices.Index(p.nodes, node.Unmap())
+		if i < 0 {
 			continue
 		}
 		if seq-binary.BigEndian.Uint16(buf[6:]) <= 1 {
+			p.missed[i] = 0
 			p.engine.post(ctx, func(now time.Duration) { p.engine.core.PingOK(now) })
 		}
 	}
