@@ -12,9 +12,10 @@ const (
 	SyncKernelTuned = "kernel-tuned" // the same, set up as well as they can be
 )
 
-// emulatedLease is over three times the default: an emulated processor is so
-// much slower than a real one that a loaded machine misses heartbeats.
-const emulatedLease = time.Second
+// emulatedLease is many times the default: an emulated processor is so much
+// slower than a real one that directors on a loaded machine miss heartbeats,
+// close, and are slower still for opening again.
+const emulatedLease = 2 * time.Second
 
 // A Plan is what a run does.
 type Plan struct {
