@@ -190,7 +190,9 @@ func TestCutLink(t *testing.T) {
 func TestProcessesHangAndEnd(t *testing.T) {
 	l := start(t, lab.Topology{Directors: 1})
 	d1 := l.Directors[0]
-	p, err := d1.Start(t.Context(), "p", []string{"sh", "-c", `trap 'echo bye; exit 3' TERM; while :; do sleep 0.02; done`}, lab.Options{})
+	// One child, made once: a shell that is stopped with a child of vfork that
+	// has not become another program yet waits for it in state D.
+	p, err := d1.Start(t.Context(), "p", []string{"sh", "-c", `trap 'echo bye; exit 3' TERM; sleep 60 & while :; do wait; done`}, lab.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,6 +212,7 @@ func TestProcessesHangAndEnd(t *testing.T) {
 			}
 		}
 	}
+	waitState("S")
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
 	}
