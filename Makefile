@@ -13,6 +13,8 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 # peers, the emulator.
 PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 kmod \
             nginx-light redis-server curl iputils-ping
+# And what the kernel module is built with, where it is built.
+kmod kmod-test: PACKAGES += gcc make binutils
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
@@ -59,7 +61,7 @@ e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=
 	@$(MAKE) --no-print-directory lab-tests LAB_TESTS=./test/e2e | $(GO) run ./test/cmd/testsum
 
 .PHONY: kmod
-kmod: ## build the kernel module for Debian's 6.1 and 6.12, warnings are errors
+kmod: deps ## build the kernel module for Debian's 6.1 and 6.12, warnings are errors
 	$(MAKE) -C kmod check
 
 .PHONY: kmod-test

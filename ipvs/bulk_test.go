@@ -28,14 +28,7 @@ func TestBulk(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	tap, err := OpenTap(testLog(t), testConfig(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	running(t, tap)
+	tap := servingTap(t)
 	const n = 30000
 	start := time.Now()
 	if err := tap.Inject(bulk(n)); err != nil {

@@ -269,14 +269,7 @@ func TestIPv6(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	tap, err := OpenTap(testLog(t), testConfig(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	running(t, tap)
+	tap := servingTap(t)
 	c := bulk(1)[0]
 	c.Client = netip.MustParseAddrPort("[2001:db8::1]:1024")
 	c.Virtual = netip.MustParseAddrPort("[2001:db8::100]:80")

@@ -176,14 +176,7 @@ func TestHeals(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	tap, err := OpenTap(testLog(t), testConfig(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	running(t, tap)
+	tap := servingTap(t)
 	beating := func(since time.Time) func() bool {
 		return func() bool { ok, _ := tap.Healthy(); return ok && tap.LastBeat().After(since) }
 	}

@@ -114,6 +114,20 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+// servingTap sets up the virtual services and runs a Tap until the test ends.
+func servingTap(t *testing.T) *Tap {
+	t.Helper()
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	tap, err := OpenTap(testLog(t), testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	running(t, tap)
+	return tap
+}
+
 // running runs tap until the test ends, then closes it.
 func running(t *testing.T, tap *Tap) (stop func()) {
 	t.Helper()

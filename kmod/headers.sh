@@ -16,6 +16,9 @@ case $series in
 	;;
 esac
 
+# A fresh machine has no package lists.
+apt-cache show "$meta" >/dev/null 2>&1 || apt-get update -q >&2
+
 # depends PACKAGE PREFIX - the first package that it depends on with a prefix
 depends() {
 	apt-cache depends --important "$1" | sed -n "s/^ *Depends: \($2.*\)/\1/p" | head -n 1

@@ -6,16 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"saru/internal/config"
+	"saru/internal/config/configtest"
 	"saru/internal/metrics"
 	"saru/internal/seal"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // full has every key of the contract, as far as this version does them.
@@ -218,32 +216,5 @@ func TestReferenceFile(t *testing.T) {
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("%s says\n%+v, the defaults are\n%+v", name, f, want)
 	}
-	if got, want := keysOf(t, name, f), keysOf(t, "", want); !slices.Equal(got, want) {
-		t.Errorf("%s has the keys\n%q, want\n%q", name, got, want)
-	}
-}
-
-// keysOf returns the section and name of each key of the file, or of f where
-// none is named.
-func keysOf(t *testing.T, file string, f File) []string {
-	t.Helper()
-	text, err := toml.Marshal(f)
-	if file != "" {
-		text, err = os.ReadFile(file)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all map[string]map[string]any
-	if err := toml.Unmarshal(text, &all); err != nil {
-		t.Fatal(err)
-	}
-	var keys []string
-	for section, values := range all {
-		for key := range values {
-			keys = append(keys, section+"."+key)
-		}
-	}
-	slices.Sort(keys)
-	return keys
+	configtest.SameKeys(t, name, want)
 }

@@ -4,13 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
 	"saru/internal/config"
-
-	"github.com/pelletier/go-toml/v2"
+	"saru/internal/config/configtest"
 )
 
 // wantBad checks that err is bad input on one line that says text.
@@ -78,32 +76,5 @@ func TestReferenceFile(t *testing.T) {
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("%s says\n%+v, the defaults are\n%+v", name, f, want)
 	}
-	if got, want := keysOf(t, name, f), keysOf(t, "", want); !slices.Equal(got, want) {
-		t.Errorf("%s has the keys\n%q, want\n%q", name, got, want)
-	}
-}
-
-// keysOf returns the section and name of each key of the file, or of f where
-// none is named.
-func keysOf(t *testing.T, file string, f File) []string {
-	t.Helper()
-	text, err := toml.Marshal(f)
-	if file != "" {
-		text, err = os.ReadFile(file)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all map[string]map[string]any
-	if err := toml.Unmarshal(text, &all); err != nil {
-		t.Fatal(err)
-	}
-	var keys []string
-	for section, values := range all {
-		for key := range values {
-			keys = append(keys, section+"."+key)
-		}
-	}
-	slices.Sort(keys)
-	return keys
+	configtest.SameKeys(t, name, want)
 }
