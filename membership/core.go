@@ -130,6 +130,7 @@ type Stats struct {
 	AssignmentsMade uint64
 	Handovers       uint64 // buckets released to a taker that was ready
 	BarrierTimeouts uint64
+	EventsLost      uint64 // more happened at once than Events keeps
 }
 
 type sentHB struct {
@@ -239,6 +240,12 @@ type Core struct {
 	since   Epoch
 	cands   []candidate
 
+	// for people
+	events, eventsSpare []Event
+	shown               shown
+	closeWhy            string // why buckets are being closed
+	fenceWhy            string // why this node was fenced last
+
 	// messages, used in turn so that none is allocated
 	draft, last Heartbeat
 	hbs         [scratch]Heartbeat
@@ -291,7 +298,7 @@ func (c *Core) begin(now time.Duration) {
 	c.now, c.drained = now, false
 	if now-max(c.lastTick, c.streak) > c.cfg.Lease && c.cfg.mutant&countStalledSilence == 0 {
 		c.streak = now
-		c.fence()
+		c.fence(whyLate)
 	}
 }
 
@@ -326,6 +333,8 @@ func (c *Core) Tick(now time.Duration) {
 	c.settleState()
 	c.step()
 	c.heartbeat()
+	c.observe()
+	c.observeMaster()
 }
 
 // countSilence forgets the peers that have been silent for too long, by ticks
@@ -409,7 +418,7 @@ func (c *Core) ownName(m Message) {
 		}
 	case lower && hb.State != Joining:
 		c.cloneAt = c.now
-		c.fence()
+		c.fence(whyClone)
 		c.finish()
 	}
 }
@@ -453,6 +462,7 @@ func (c *Core) Applied(now time.Duration, open, rest partition.Set, known bool) 
 		if open != c.asked || rest != c.askedRest {
 			c.stats.ApplyFailures++
 		}
+		c.observeShare(c.sure, open)
 		c.sure = open
 		c.setHeld(open, rest)
 		if c.closeReq.Intersect(open) != c.closeReq {
@@ -482,6 +492,8 @@ func (c *Core) closed() {
 func (c *Core) Lost(now time.Duration) {
 	c.begin(now)
 	if !c.applying {
+		c.closeWhy = whyLost
+		c.observeShare(c.sure, partition.Set{})
 		c.sure = partition.Set{}
 		c.setHeld(partition.Set{}, partition.Set{})
 	}
@@ -555,7 +567,7 @@ func (c *Core) Drain(now time.Duration, on bool) {
 // Fence closes everything and joins anew, as after a lost carrier (H7).
 func (c *Core) Fence(now time.Duration) {
 	c.begin(now)
-	c.fence()
+	c.fence(whyAsked)
 	c.finish()
 }
 
@@ -583,7 +595,7 @@ func (c *Core) SetLink(now time.Duration, up bool) {
 	}
 	c.linkDown = !up
 	if c.linkDown {
-		c.fence()
+		c.fence(whyLink)
 	}
 	c.joinSince = now
 	c.finish()
@@ -607,6 +619,7 @@ func (c *Core) finish() {
 		c.extra++
 		c.heartbeat()
 	}
+	c.observe()
 }
 
 func (c *Core) step() {

@@ -19,6 +19,10 @@
 // Tick and Wake are called after all sockets were drained. In steady state no
 // event allocates.
 //
+// Besides, [Core.Events] tells people what happened: states, masters, which
+// buckets an assignment moves from whom to whom and why, what this node took
+// and let go of. Nothing depends on anybody listening.
+//
 // # Who must grant
 //
 // Without voters (quorum lan): to keep its buckets a director needs the answer

@@ -39,7 +39,7 @@ func (c *Core) judgeSelf() {
 	if c.noFrames = c.framesLost(); c.noFrames {
 		if c.state == Ready || c.state == Draining {
 			c.stats.FramesLost++
-			c.fence()
+			c.fence(whyFrames)
 		}
 		c.joinSince = c.now
 	}

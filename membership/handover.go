@@ -32,7 +32,7 @@ func (c *Core) prepare() {
 	for _, p := range c.peers {
 		if p.in.token != 0 && (!p.heard || c.now-p.in.at >= c.cfg.BarrierWait) {
 			if p.heard {
-				c.stats.BarrierTimeouts++
+				c.lateBarrier(p)
 			}
 			c.caughtUp(p)
 		}
@@ -61,6 +61,11 @@ func (c *Core) wait(p *peer, b *barrier, set partition.Set, back bool) {
 	c.token++
 	*b = barrier{c.token, c.now, set}
 	c.do(Action{Kind: Barrier, N: c.token, To: p.id, Back: back})
+}
+
+func (c *Core) lateBarrier(p *peer) {
+	c.stats.BarrierTimeouts++
+	c.note(Event{Kind: BarrierLate, Node: p.hb.Name})
 }
 
 // caughtUp takes into rest what was waited for. What the barrier did not
@@ -124,7 +129,7 @@ func (c *Core) endLinger() {
 	for _, p := range c.peers {
 		if p.back.token != 0 && (!p.heard || c.now-p.back.at >= c.cfg.BarrierWait) {
 			if p.heard {
-				c.stats.BarrierTimeouts++
+				c.lateBarrier(p)
 			}
 			c.caughtBack(p)
 		}
@@ -146,7 +151,7 @@ func (c *Core) depart() {
 	idle := c.open.Empty() && c.lingering.Empty() && !c.applying
 	if idle || !c.hasTaker() || c.now-c.leaveAt > c.cfg.LeaveWithin {
 		c.taking, c.lingering = partition.Set{}, partition.Set{}
-		c.closeAll = true
+		c.closeAll, c.closeWhy = true, whyLeaving
 	}
 }
 

@@ -17,9 +17,28 @@ func (c *Core) setHeld(open, rest partition.Set) {
 // holds reports whether a lease is of use.
 func (c *Core) holds() bool { return !c.open.Empty() || !c.rest.Empty() }
 
+// Why buckets were closed.
+const (
+	whyLate     = "this daemon was stopped, or its machine too busy, for longer than a lease"
+	whyClone    = "another machine uses this node's name"
+	whyLost     = "somebody else changed the kernel's table"
+	whyAsked    = "asked to"
+	whyLink     = "no carrier on the share's interface"
+	whyFrames   = "the frames that others hear do not come here"
+	whyLapsed   = "the lease lapsed"
+	whyUnheard  = "no lease for half its time: others do not answer"
+	whyMute     = "no lease for half its time: others do not hear this node"
+	whyRefused  = "a voter refused it"
+	whyPromised = "promised to another"
+	whySplit    = "another keeps it after a split"
+	whyTaken    = "handed over"
+	whyLeaving  = "leaving"
+)
+
 // fence closes everything and joins anew (H7).
-func (c *Core) fence() {
+func (c *Core) fence(why string) {
 	c.stats.Fences++
+	c.fenceWhy, c.closeWhy = why, why
 	c.joinSince = c.now
 	c.minConfirm = c.n + 1
 	c.taking, c.lingering = partition.Set{}, partition.Set{}
@@ -39,7 +58,7 @@ func (c *Core) guard() {
 	held := c.now - max(c.confirmAt, c.heldSince)
 	lease := c.cfg.Lease
 	if c.confirmed != 0 && held > lease-lease/100-lateness && c.state != Fenced {
-		c.fence()
+		c.fence(whyLapsed)
 		return
 	}
 	if held <= c.holdFor() {
@@ -49,10 +68,11 @@ func (c *Core) guard() {
 		return
 	}
 	c.taking, c.lingering = partition.Set{}, partition.Set{}
-	if c.giveUp(c.open) && !c.majority() {
+	if c.giveUp(c.open, whyUnheard) && !c.majority() {
 		for _, p := range c.peers {
 			if p.director() && c.deaf(p) && !c.confirmedSender(p) {
 				c.stats.Mutes++
+				c.closeWhy = whyMute
 				break
 			}
 		}
@@ -60,13 +80,14 @@ func (c *Core) guard() {
 }
 
 // giveUp closes s, and lets nothing be confirmed that was armed before (H4).
-func (c *Core) giveUp(s partition.Set) bool {
+func (c *Core) giveUp(s partition.Set, why string) bool {
 	c.lingering = c.lingering.Minus(s)
 	c.taking = c.taking.Minus(s)
 	if c.closeReq.Contains(s) {
 		return false
 	}
 	c.closeReq = c.closeReq.Union(s)
+	c.closeWhy = why
 	c.minConfirm = c.n + 1
 	return true
 }
@@ -119,7 +140,7 @@ func (c *Core) evaluate() {
 		}
 		if !lost.Empty() {
 			c.stats.LostGrants += uint64(lost.Len())
-			c.giveUp(lost)
+			c.giveUp(lost, whyRefused)
 		}
 	}
 }
@@ -168,6 +189,7 @@ func (c *Core) steer() {
 	for b := range release.All() {
 		c.lingerAt[b] = c.now
 		c.stats.Handovers++
+		c.closeWhy = whyTaken
 	}
 	if c.cfg.mutant&noLinger == 0 {
 		c.lingering = c.lingering.Union(release)
@@ -328,7 +350,7 @@ func (c *Core) heartbeat() {
 	}
 	if lost := hb.Open.Minus(own); !lost.Empty() && !c.silent() {
 		c.stats.LostGrants += uint64(lost.Len())
-		c.giveUp(lost)
+		c.giveUp(lost, whyPromised)
 	}
 	hb.Want = hb.Want.Intersect(own)
 	if c.silent() && !c.majority() {

@@ -53,9 +53,11 @@ func (c *Core) adopt(a *Assignment) {
 	case d <= 0:
 		return
 	}
+	before := c.assign
 	c.assign, c.adopted = a, c.now
 	c.mine = a.Owned(c.id, c.cfg.Incarnation)
 	c.since = c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight).Since
+	c.observeMoves(before)
 }
 
 // Owned returns the buckets that a gives to one incarnation of a node.

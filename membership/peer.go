@@ -34,8 +34,10 @@ type peer struct {
 	missed   int           // ticks since its last heartbeat
 	fetched  time.Duration // when an assignment was last asked of it
 	answered time.Duration // when one was last sent to it
-	in       barrier       // we catch up with it
-	back     barrier       // it catches up with us
+	shown    string        // its state, as the last event about it told
+	shownInc uint64
+	in       barrier // we catch up with it
+	back     barrier // it catches up with us
 
 	heardBuf  [MaxNodes]Echo
 	votersBuf [MaxNodes]NodeID

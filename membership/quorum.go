@@ -156,6 +156,9 @@ func (c *Core) settleConflicts() {
 		}
 		w := c.winning(p, both)
 		won, lost = won.Union(w), lost.Union(both.Minus(w))
+		if c.conflictAt == 0 {
+			c.note(Event{Kind: Conflicted, Node: p.hb.Name, Buckets: both})
+		}
 	}
 	c.countConflict(won.Union(lost))
 	won = won.Minus(lost)
@@ -164,7 +167,7 @@ func (c *Core) settleConflicts() {
 		c.wonUntil = c.now + 2*c.cfg.Interval
 	}
 	c.won = c.won.Minus(lost)
-	c.giveUp(lost)
+	c.giveUp(lost, whySplit)
 }
 
 func (c *Core) countConflict(both partition.Set) {

@@ -77,25 +77,39 @@ func role(witness bool) string {
 func (c *Core) info(p *peer) MemberInfo {
 	m := MemberInfo{Node: p.id, Heard: p.heard, Voter: c.votes(p.id), Silent: c.now - p.lastRx}
 	if p.known {
-		m.Name, m.Role, m.State, m.Weight = p.hb.Name, role(p.has(FlagWitness)), p.hb.State.String(), int(p.hb.Weight)
+		m.Name, m.Role, m.Weight = p.hb.Name, role(p.has(FlagWitness)), int(p.hb.Weight)
 		m.Open, m.Rest = p.hb.Open.Len(), p.hb.Rest.Len()
 	}
-	switch {
-	case p.foreign:
-		m.State, m.Why = "foreign", "speaks another version or has another share configuration"
-	case p.left:
-	case !p.heard:
-		m.State, m.Why, m.Open, m.Rest = "unreachable", "no heartbeat for longer than its lease", 0, 0
-	case c.deaf(p):
-		m.Why = "does not hear this node"
-	case c.now-p.cloneAt < foreignFor:
-		m.Why = "another machine uses its name too"
-	case p.hb.State == Ready && p.has(FlagIneligible):
-		m.State, m.Why = Degraded.String(), "reaches fewer ping nodes than others"
-	case p.hb.State == Ready && p.has(FlagDegraded):
-		m.State, m.Why = Degraded.String(), "says that it is degraded"
+	m.State, m.Why = c.standing(p)
+	if !p.heard && !p.foreign {
+		m.Open, m.Rest = 0, 0
 	}
 	return m
+}
+
+// standing returns p's state as this node sees it, and why, or "".
+func (c *Core) standing(p *peer) (state, why string) {
+	switch {
+	case p.foreign:
+		return "foreign", "speaks another version or has another share configuration"
+	case p.left:
+		return Left.String(), ""
+	case !p.heard:
+		return "unreachable", "no heartbeat for longer than its lease"
+	case p.hb.State == Ready && p.has(FlagIneligible):
+		state, why = Degraded.String(), "reaches fewer ping nodes than others"
+	case p.hb.State == Ready && p.has(FlagDegraded):
+		state, why = Degraded.String(), "says that it is degraded"
+	default:
+		state = p.hb.State.String()
+	}
+	switch {
+	case c.deaf(p):
+		why = "does not hear this node"
+	case c.now-p.cloneAt < foreignFor:
+		why = "another machine uses its name too"
+	}
+	return state, why
 }
 
 // why says what keeps this node from being ready, or from a full share.
@@ -108,7 +122,7 @@ func (c *Core) why() string {
 	case c.noFrames:
 		return "hears no frames to the shared MAC while others do: has a switch learned it at another port?"
 	case c.state == Fenced:
-		return "the lease lapsed; closing what is open"
+		return "closing what is open: " + c.fenceWhy
 	case c.state == Ready && c.impaired.on:
 		return "reaches fewer ping nodes than others"
 	case c.state == Ready && c.degraded.on:

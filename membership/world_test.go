@@ -134,6 +134,8 @@ type simNode struct {
 	kernel  simKernel
 	leaving bool
 	caught  [maxSim]time.Duration // when it last caught up with others
+	record  *[]Event
+	told    partition.Set // what its events say that it has open
 }
 
 // A simAction is an Action with its message as it goes over the wire.
@@ -259,7 +261,7 @@ func (w *world) voters() (ids []NodeID) {
 
 func (n *simNode) start() {
 	n.life++
-	n.up, n.stalled, n.inbox, n.todo, n.leaving = true, 0, nil, nil, false
+	n.up, n.stalled, n.inbox, n.todo, n.leaving, n.told = true, 0, nil, nil, false, partition.Set{}
 	k := &n.kernel
 	k.account(n.w.now)
 	k.open, k.rest, k.lease, k.frozen = partition.Set{}, partition.Set{}, 0, false // H1
@@ -396,7 +398,30 @@ func (n *simNode) maybeStall(p float64) {
 	}
 }
 
+// note follows the events, which must tell all that opens and closes.
+func (n *simNode) note() {
+	for _, e := range n.core.Events() {
+		switch e.Kind {
+		case Opened:
+			n.told = n.told.Union(e.Buckets)
+		case Closed:
+			n.told = n.told.Minus(e.Buckets)
+		}
+		n.w.logf(n, "says: %v", e)
+		if n.record != nil {
+			*n.record = append(*n.record, e)
+		}
+	}
+	if n.told != n.core.sure {
+		n.w.fail("%s has %s open, and its events tell %s", n.name, n.core.sure, n.told)
+	}
+	if n.core.stats.EventsLost > 0 {
+		n.w.fail("%s lost events", n.name)
+	}
+}
+
 func (n *simNode) act() {
+	n.note()
 	for _, a := range n.core.Actions() {
 		s := simAction{Action: a}
 		if a.Kind == Send {
