@@ -86,6 +86,7 @@ type Service struct {
 	Proto uint8        // TCP, UDP or SCTP; 0: all three
 	VIP   netip.Prefix // an address, or a network; within one of Plan.VIPs
 	Port  uint16       // 0: all
+	Why   string       // what asks for it, for people; it decides nothing
 	Division
 }
 

@@ -283,6 +283,7 @@ func (d *daemon) handler() http.Handler {
 		}
 		control.JSON(w, st)
 	})
+	mux.HandleFunc("GET /explain", d.serveExplain)
 	for path, do := range map[string]func(context.Context) error{
 		"/drain": d.drain,
 		"/undrain": func(ctx context.Context) error {

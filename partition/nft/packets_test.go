@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -164,6 +165,7 @@ func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 			w.t.Fatalf("%s: %v: % x", p.kind, err, p.whole)
 		}
 		decision := divider.Decide(&packet)
+		w.mustExplain(divider, &packet, decision)
 		kinds[p.kind]++
 		decided[decision.Class.String()]++
 		for i, d := range w.directors {
@@ -193,6 +195,23 @@ func (w *network) mustTake(divider *partition.Divider, sent []generated) {
 		if err != nil || s.Accepted != accepted[i] || s.Silenced != silenced[i] || s.Lapsed != 0 || s.Pieces != 0 || !s.Intact {
 			w.t.Errorf("%s should have accepted %d and silenced %d: %+v, %v", d.name, accepted[i], silenced[i], s, err)
 		}
+	}
+}
+
+// mustExplain asserts that who asks about the packet's flow is told of the
+// bucket whose director takes it.
+func (w *network) mustExplain(divider *partition.Divider, packet *partition.Packet, decision partition.Decision) {
+	w.t.Helper()
+	if decision.Class != partition.Open && decision.Class != partition.Rest {
+		return
+	}
+	words := strings.Fields(packet.Flow().String())
+	flow, err := partition.ParseFlow(words[0], words[1], words[2])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if e, err := divider.Explain(flow); err != nil || e.Bucket != decision.Bucket {
+		w.t.Errorf("%v: explained as bucket %d (%v), decided %+v", flow, e.Bucket, err, decision)
 	}
 }
 

@@ -1,0 +1,78 @@
+package partition
+
+import (
+	"fmt"
+	"slices"
+)
+
+// An Explanation says which bucket a flow falls into, and why. It is the same
+// on every director that has the plan.
+type Explanation struct {
+	Flow    string `json:"flow"`
+	Service string `json:"service"` // whose rule decides: "tcp 10.9.0.100:80"; "default"; "none" without ports
+	Sense   string `json:"sense"`   // with the netmask, if any: "src-addr/24"
+	Method  string `json:"method"`
+	Bucket  int    `json:"bucket"`
+	Rule    string `json:"rule"`
+	Why     string `json:"why"`
+	Capture string `json:"capture"` // pcap-filter(7)
+}
+
+// Explain says how the first packet of a flow is judged. The error says that
+// it is none for this plan.
+func (d *Divider) Explain(f Flow) (Explanation, error) {
+	if !d.IsVIP(f.VIP.Addr()) {
+		return Explanation{}, fmt.Errorf("%v is no virtual address of this share, which has %v", f.VIP.Addr(), d.VIPs)
+	}
+	p := Packet{
+		Src: f.Client.Addr(), Dst: f.VIP.Addr(), Proto: f.Proto,
+		SrcPort: f.Client.Port(), DstPort: f.VIP.Port(), Opens: true,
+	}
+	decision := d.Decide(&p)
+	e := Explanation{Flow: f.String(), Bucket: decision.Bucket, Capture: f.Capture()}
+	if decision.Division == ByAddress {
+		e.Service, e.Sense, e.Method = "none", SrcAddr.String(), ByHash.String()
+		e.Rule = "no ports: src-addr by hash"
+		e.Why = fmt.Sprintf("protocol %d has no ports, so the source address alone decides; "+
+			"an ICMP error that quotes a flow goes with that flow", f.Proto)
+		return e, nil
+	}
+	division := d.Divisions[decision.Division]
+	e.Sense, e.Method = division.Sense.String()+division.netmask(f.VIP.Addr().Is4()), division.Method.String()
+	if s, ok := d.service(f); ok {
+		e.Service = s.String()
+		e.Why = "its share is configured so"
+		if s.Why != "" {
+			e.Why = s.Why
+		}
+	} else {
+		e.Service = "default"
+		e.Why = "no service asks for another sense than the share's"
+	}
+	e.Rule = fmt.Sprintf("%s: %v", e.Service, division)
+	return e, nil
+}
+
+// netmask returns "/24" where a division does not count all of an address.
+func (d Division) netmask(is4 bool) string {
+	full := 128
+	if is4 {
+		full = 32
+	}
+	if bits := d.Bits(is4); d.Sense&SrcAddr != 0 && bits < full {
+		return fmt.Sprintf("/%d", bits)
+	}
+	return ""
+}
+
+// service returns the service whose division a flow has. The services are in
+// the order in which they count.
+func (d *Divider) service(f Flow) (Service, bool) {
+	i := slices.IndexFunc(d.Services, func(s Service) bool {
+		return (s.Proto == 0 || s.Proto == f.Proto) && (s.Port == 0 || s.Port == f.VIP.Port()) && s.VIP.Contains(f.VIP.Addr())
+	})
+	if i < 0 {
+		return Service{}, false
+	}
+	return d.Services[i], true
+}
