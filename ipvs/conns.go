@@ -34,17 +34,34 @@ type Entry struct {
 // not keep the Entry. It is no snapshot: entries that come and go while it
 // reads may be missed or told twice. Its cost grows with the square of the
 // table (10,000 entries 0.4 s under emulation): for start-up and slow audits
-// only. The error is ErrNotSupported if the kernel has no IPVS.
-func ReadConns(fn func(*Entry) error) error {
+// only. So pace, unless it is nil, is called before each read of some 60
+// entries, and may wait, or end the reading with an error. The error is
+// ErrNotSupported if the kernel has no IPVS.
+func ReadConns(pace func() error, fn func(*Entry) error) error {
 	f, err := os.Open(procConns)
 	if err != nil {
 		return named("read the connection table", err, nil)
 	}
 	defer f.Close()
-	if err := ParseConns(f, fn); err != nil {
+	if err := ParseConns(pacedReader{f, pace}, fn); err != nil {
 		return fmt.Errorf("%s: %w", procConns, err)
 	}
 	return nil
+}
+
+// A pacedReader asks before each read.
+type pacedReader struct {
+	r    io.Reader
+	pace func() error
+}
+
+func (p pacedReader) Read(b []byte) (int, error) {
+	if p.pace != nil {
+		if err := p.pace(); err != nil {
+			return 0, err
+		}
+	}
+	return p.r.Read(b)
 }
 
 // ParseConns is ReadConns for a text in the format of

@@ -66,7 +66,7 @@ func TestNoIPVS(t *testing.T) {
 	if config.ExitStatus(err) != config.BadInputStatus || !errors.Is(err, ErrNotSupported) {
 		t.Errorf("%v", err)
 	}
-	if err := ReadConns(func(*Entry) error { return nil }); !errors.Is(err, ErrNotSupported) {
+	if err := ReadConns(nil, func(*Entry) error { return nil }); !errors.Is(err, ErrNotSupported) {
 		t.Errorf("%v", err)
 	}
 }

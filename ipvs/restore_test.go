@@ -68,7 +68,7 @@ func TestCloseRestores(t *testing.T) {
 		}
 		eventually(t, "heartbeat entries gone", func() bool {
 			n := 0
-			if err := ReadConns(func(e *Entry) error {
+			if err := ReadConns(nil, func(e *Entry) error {
 				if IsBeat(&e.Connection) {
 					n++
 				}

@@ -203,7 +203,7 @@ func addrOf(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 func inTable(key conntable.Key) (Entry, bool, error) {
 	var found Entry
 	ok := false
-	err := ReadConns(func(e *Entry) error {
+	err := ReadConns(nil, func(e *Entry) error {
 		if e.Key == key {
 			found, ok = *e, true
 		}

@@ -62,9 +62,9 @@ func (k *fakeKernel) Delete(c conntable.Connection) error {
 	return nil
 }
 
-func (k *fakeKernel) Found(fn func(*conntable.Connection, time.Duration)) error {
+func (k *fakeKernel) Entries(_ func() error, fn func(*Entry)) error {
 	for i := range k.found {
-		fn(&k.found[i], k.found[i].Timeout)
+		fn(&Entry{Connection: k.found[i], Remaining: k.found[i].Timeout})
 	}
 	return nil
 }

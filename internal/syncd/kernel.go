@@ -12,14 +12,26 @@ import (
 type Kernel interface {
 	// Inject makes or changes entries, no faster than the kernel takes them.
 	Inject(conns []conntable.Connection) error
-	// Delete makes an entry go.
+	// Delete makes an entry go. Traffic may keep it, so the caller looks.
 	Delete(c conntable.Connection) error
-	// Found calls fn with what the kernel's table holds now.
-	Found(fn func(c *conntable.Connection, remaining time.Duration)) error
+	// Entries calls fn with what the kernel's table holds now, which is no
+	// snapshot: what comes and goes meanwhile may be missed, or told twice.
+	// Before each slice that it reads it calls pace, on the same goroutine,
+	// and ends with its error. fn does not keep the Entry.
+	Entries(pace func() error, fn func(*Entry)) error
 	// Services tells the real servers that there are, and how many
 	// connections the kernel counts at them.
 	Services() (Services, error)
 	Stats() KernelStats
+}
+
+// An Entry is what the kernel's table says of a connection. Key, Dest and
+// State are always known. What the source does not tell is guessed: Flags and
+// Timeout from the services, the rest is left out.
+type Entry struct {
+	conntable.Connection
+	Remaining time.Duration // until it expires, whole seconds
+	Synced    bool          // made by a sync message, else by a packet here
 }
 
 // A Target is a real server of a virtual service.
@@ -38,10 +50,11 @@ type Services struct {
 
 // KernelStats is what became of what passed between us and the kernel.
 type KernelStats struct {
-	Source   string // "daemon": the kernel's sync threads
-	Degraded string // what is wrong with capture or injection, if anything
-	Captured uint64 // records from the kernel
-	Injected uint64 // records to the kernel
-	Drops    uint64 // records that it lost or that could not be told
-	Beats    uint64 // round trips of the probe through the kernel
+	Source     string   // "daemon": the kernel's sync threads
+	Degraded   string   // what is wrong with capture or injection, if anything
+	NotCovered []string // what this source cannot do, for people
+	Captured   uint64   // records from the kernel
+	Injected   uint64   // records to the kernel
+	Drops      uint64   // records that it lost or that could not be told
+	Beats      uint64   // round trips of the probe through the kernel
 }

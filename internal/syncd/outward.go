@@ -95,11 +95,19 @@ func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []connt
 // takeFound takes in what the kernel's table holds from before we started,
 // with versions older than any news.
 func (e *Engine) takeFound() error {
-	return e.kernel.Found(func(c *conntable.Connection, remaining time.Duration) {
-		r := conntable.Record{Connection: *c, Version: conntable.FoundVersion(e.self, remaining), Remaining: remaining}
-		r.Timeout = max(r.Timeout, remaining)
-		if e.table.Apply(&r, 0).Outcome == conntable.Added {
-			e.found.Add(1)
-		}
-	})
+	return e.kernel.Entries(func() error { return nil }, func(k *Entry) { e.take(k, 0) })
+}
+
+// take takes in an entry of the kernel's table that the mirror does not know,
+// with a version older than any news, and puts it on the queues q.
+func (e *Engine) take(k *Entry, q conntable.Queue) {
+	r := conntable.Record{Connection: k.Connection, Version: conntable.FoundVersion(e.self, k.Remaining), Remaining: k.Remaining}
+	r.Timeout = max(r.Timeout, k.Remaining)
+	res := e.table.Apply(&r, q)
+	if res.Outcome == conntable.Added {
+		e.found.Add(1)
+	}
+	if res.Queued&conntable.ToPeers != 0 {
+		e.toPeers.push(res.Ref)
+	}
 }

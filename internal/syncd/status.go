@@ -18,6 +18,7 @@ type Status struct {
 	Synced      bool              `json:"synced"`
 	Source      string            `json:"source"`             // how the kernel is read: daemon or module
 	Degraded    string            `json:"degraded,omitempty"` // what is wrong with it
+	NotCovered  []string          `json:"not_covered"`        // what cannot be had this way
 	UptimeS     float64           `json:"uptime_s"`
 	Connections ConnectionCounts  `json:"connections"`
 	Peers       []peer.PeerStatus `json:"peers"`
@@ -56,7 +57,7 @@ type SentCounts struct {
 func (e *Engine) Status() Status {
 	k := e.kernel.Stats()
 	st := Status{
-		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded,
+		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded, NotCovered: append([]string{}, k.NotCovered...),
 		UptimeS: time.Since(e.started).Round(time.Millisecond).Seconds(),
 		Connections: ConnectionCounts{
 			Mirror: e.table.Len(), Tombstones: e.table.Tombstones(), Limit: e.table.Limit(),
@@ -95,6 +96,9 @@ func (st *Status) Print(w io.Writer) error {
 		st.Sent.Records, st.Sent.Datagrams, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
 	st.printPeers(ew)
 	st.printDrops(ew)
+	for _, what := range st.NotCovered {
+		fmt.Fprintf(ew, "  not covered  %s\n", what)
+	}
 	return ew.err
 }
 

@@ -79,18 +79,19 @@ func target(s *ipvs.Service, d *ipvs.Dest) Target {
 	return Target{Virtual: s.Addr, FWMark: s.FWMark, Protocol: s.Protocol, Dest: d.Addr}
 }
 
-// Found reads the kernel's table, and adds what that does not tell as well as
-// the services know it: the forwarding method, and the timeout.
-func (k *tapKernel) Found(fn func(c *conntable.Connection, remaining time.Duration)) error {
+// Entries reads the kernel's table, and adds what that does not tell as well
+// as the services know it: the forwarding method, and the timeout.
+func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 	known, err := k.knownServices()
 	if err != nil {
 		return err
 	}
-	return ipvs.ReadConns(func(e *ipvs.Entry) error {
+	var out Entry
+	return ipvs.ReadConns(pace, func(e *ipvs.Entry) error {
 		if e.Expires > 0 && !ipvs.IsBeat(&e.Connection) {
-			c := e.Connection
-			known.complete(&c)
-			fn(&c, e.Expires)
+			out = Entry{e.Connection, e.Expires, e.Synced}
+			known.complete(&out.Connection)
+			fn(&out)
 		}
 		return nil
 	})

@@ -628,7 +628,7 @@ func TestDump(t *testing.T) {
 	}))
 	t.Logf("dumped %d in %v", len(got), time.Since(start))
 	n := 0
-	must(t, ipvs.ReadConns(func(e *ipvs.Entry) error {
+	must(t, ipvs.ReadConns(nil, func(e *ipvs.Entry) error {
 		n++
 		r, ok := got[e.Key]
 		// What expires between the two counts down.
