@@ -20,7 +20,7 @@ const silentTimeout = time.Minute
 // director took the connection over.
 func (e *Engine) Captured(c *conntable.Connection) {
 	e.captured.Add(1)
-	r := conntable.Record{Connection: *c, Version: e.clock.Next(), Remaining: c.Timeout}
+	r := conntable.Record{Connection: *c, Version: e.clock.Shared(flushWindow), Remaining: c.Timeout}
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
@@ -35,6 +35,12 @@ func (e *Engine) Captured(c *conntable.Connection) {
 // news merges a record of ours and queues it for the peers.
 func (e *Engine) news(r *conntable.Record) {
 	res := e.table.Apply(r, conntable.ToPeers)
+	if res.Outcome == conntable.Same || res.Outcome == conntable.Stale {
+		// The version that it shares with other news is older than what the
+		// connection has.
+		r.Version = e.clock.Next()
+		res = e.table.Apply(r, conntable.ToPeers)
+	}
 	if res.Outcome == conntable.Full {
 		e.shed.Add(1)
 	}
@@ -66,6 +72,7 @@ func (e *Engine) flush(ctx context.Context) error {
 			}
 		}
 		refs = e.toPeers.swap(refs)
+		e.clock.Turn()
 		last = time.Now()
 		recs = e.sendNews(refs, recs)
 		e.toPeers.finish(len(refs))
