@@ -12,6 +12,7 @@ import (
 	"saru/internal/control"
 	"saru/internal/metrics"
 	"saru/internal/task"
+	"saru/syncproto/legacy"
 	"saru/syncproto/peer"
 )
 
@@ -29,6 +30,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, keep bool, ready fu
 	}
 	log.Info("start", "node", s.Node, "group", s.UDP.Group, "peers", s.UDP.Peers)
 	tasks := []task.Task{d.kernel.tap, d.engine, d.control}
+	if d.bridge != nil {
+		tasks = append(tasks, d.bridge)
+	}
 	if d.metrics != nil {
 		tasks = append(tasks, d.metrics)
 	}
@@ -44,6 +48,8 @@ type daemon struct {
 	metrics *metrics.Server
 	kernel  *tapKernel
 	engine  *Engine
+	legacy  *legacy.Link
+	bridge  *Bridge
 }
 
 // open opens everything, the kernel last. The control socket goes first, since
@@ -57,6 +63,9 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 		return err
 	}
 	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Datagram: datagramFor(s.MTU)})
+	if err := d.openLegacy(log, s.Legacy); err != nil {
+		return err
+	}
 	if s.Metrics != "" {
 		if d.metrics, err = metrics.Listen(s.Metrics, metrics.Handler("syncd", d.engine.Scrape)); err != nil {
 			return err
@@ -72,10 +81,26 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	return nil
 }
 
+// openLegacy joins directors that speak the kernel's own sync protocol.
+func (d *daemon) openLegacy(log *slog.Logger, s *LegacySettings) (err error) {
+	if s == nil {
+		return nil
+	}
+	d.bridge = NewBridge(d.engine, *s)
+	d.legacy, err = legacy.Open(legacy.Config{
+		Interface: s.Interface, Group: s.Group, SyncID: s.SyncID, Version: s.Version, Log: log, Deliver: d.bridge.Heard,
+	})
+	d.bridge.SetLink(d.legacy)
+	return err
+}
+
 func (d *daemon) close() error {
 	var errs []error
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.close())
+	}
+	if d.legacy != nil {
+		errs = append(errs, d.legacy.Close())
 	}
 	if d.udp != nil {
 		errs = append(errs, unlessClosed(d.udp.Close()))

@@ -51,6 +51,7 @@ type realLAN struct {
 	dir    string
 	before [2]string // the directors' sysctls
 	procs  [2]*exec.Cmd
+	more   string // of the configuration, appended
 }
 
 const (
@@ -103,8 +104,8 @@ func (l *realLAN) socket(i int) string { return filepath.Join(l.dir, fmt.Sprintf
 func (l *realLAN) start(i int) {
 	l.t.Helper()
 	path := filepath.Join(l.dir, fmt.Sprintf("d%d.toml", i+1))
-	must(l.t, os.WriteFile(path, fmt.Appendf(nil, "[sync]\nnode = \"d%d\"\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\n",
-		i+1, filepath.Join(l.dir, "key"), l.socket(i)), 0o600))
+	must(l.t, os.WriteFile(path, fmt.Appendf(nil, "[sync]\nnode = \"d%d\"\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\n%s",
+		i+1, filepath.Join(l.dir, "key"), l.socket(i), l.more), 0o600))
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), envDirector+"="+path)
 	cmd.Stderr = os.Stderr

@@ -31,6 +31,7 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 		s.Counter("drops_total", "What was discarded, by reason.", n, "reason", why)
 	})
 	st.scrapePeers(s)
+	e.bridge.scrape(s)
 	return nil
 }
 

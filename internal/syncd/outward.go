@@ -20,7 +20,7 @@ const silentTimeout = time.Minute
 // director took the connection over.
 func (e *Engine) Captured(c *conntable.Connection) {
 	e.captured.Add(1)
-	r := conntable.Record{Connection: *c, Version: e.clock.Shared(flushWindow), Remaining: c.Timeout}
+	r := conntable.Record{Connection: *c, Version: e.clock.Next(), Remaining: c.Timeout}
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
@@ -34,18 +34,30 @@ func (e *Engine) Captured(c *conntable.Connection) {
 
 // news merges a record of ours and queues it for the peers.
 func (e *Engine) news(r *conntable.Record) {
-	res := e.table.Apply(r, conntable.ToPeers)
-	if res.Outcome == conntable.Same || res.Outcome == conntable.Stale {
-		// The version that it shares with other news is older than what the
-		// connection has.
-		r.Version = e.clock.Next()
-		res = e.table.Apply(r, conntable.ToPeers)
+	e.queued(e.table.Apply(r, e.newsFor()))
+}
+
+// newsFor returns who is told what happens here.
+func (e *Engine) newsFor() conntable.Queue {
+	if e.toLegacy != nil {
+		return conntable.ToPeers | conntable.ToLegacy
 	}
+	return conntable.ToPeers
+}
+
+// queued puts what the table took on the queues that it says.
+func (e *Engine) queued(res conntable.Result) {
 	if res.Outcome == conntable.Full {
 		e.shed.Add(1)
 	}
 	if res.Queued&conntable.ToPeers != 0 {
 		e.toPeers.push(res.Ref)
+	}
+	if res.Queued&conntable.ToKernel != 0 {
+		e.toKernel.push(res.Ref)
+	}
+	if res.Queued&conntable.ToLegacy != 0 {
+		e.toLegacy.push(res.Ref)
 	}
 }
 
@@ -72,7 +84,6 @@ func (e *Engine) flush(ctx context.Context) error {
 			}
 		}
 		refs = e.toPeers.swap(refs)
-		e.clock.Turn()
 		last = time.Now()
 		recs = e.sendNews(refs, recs)
 		e.toPeers.finish(len(refs))
@@ -84,7 +95,7 @@ func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []connt
 	var r conntable.Record
 	for _, ref := range refs {
 		// A peer's newer version is told by that peer.
-		if !e.table.Take(ref, conntable.ToPeers, &r) || r.Version.Node != e.self {
+		if !e.table.Take(ref, conntable.ToPeers, &r) || r.Version.Node != e.self && r.Version.Node != legacyNode {
 			continue
 		}
 		recs = append(recs, r)
@@ -110,6 +121,9 @@ func (e *Engine) takeFound() error {
 func (e *Engine) take(k *Entry, q conntable.Queue) {
 	r := conntable.Record{Connection: k.Connection, Version: conntable.FoundVersion(e.self, k.Remaining), Remaining: k.Remaining}
 	r.Timeout = max(r.Timeout, k.Remaining)
+	if k.Synced {
+		r.Flags |= conntable.FlagSync
+	}
 	res := e.table.Apply(&r, q)
 	if res.Outcome == conntable.Added {
 		e.found.Add(1)

@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"saru/internal/config"
 	"saru/internal/seal"
+	"saru/syncproto/legacy"
 	"saru/syncproto/peer"
 )
 
@@ -28,7 +30,14 @@ type File struct {
 		Source string `toml:"source"`
 		Limit  int    `toml:"limit"`
 	} `toml:"kernel"`
-	Filter  struct{} `toml:"filter"`
+	Filter struct{} `toml:"filter"`
+	Legacy struct {
+		Interface string          `toml:"interface"`
+		Group     string          `toml:"group"`
+		SyncID    int             `toml:"syncid"`
+		Version   int             `toml:"version"`
+		Resend    config.Duration `toml:"resend"`
+	} `toml:"legacy"`
 	Control struct {
 		Socket  string `toml:"socket"`
 		Metrics string `toml:"metrics"`
@@ -42,6 +51,9 @@ func DefaultFile() File {
 	f.Sync.KeyFile = "/etc/saru/cluster.key"
 	f.Kernel.Source = "auto"
 	f.Kernel.Limit = DefaultLimit
+	f.Legacy.Group = legacy.DefaultGroup.String()
+	f.Legacy.Version = 1
+	f.Legacy.Resend = config.Duration(time.Minute)
 	f.Control.Socket = "/run/saru/syncd.sock"
 	f.Control.Metrics = "127.0.0.1:9647"
 	return f
@@ -54,6 +66,7 @@ type Settings struct {
 	MTU     int // of the interface, 0 if none is named
 	Keys    *seal.Keyring
 	Limit   int
+	Legacy  *LegacySettings // nil: off
 	Socket  string
 	Metrics string // empty: none
 }
@@ -72,7 +85,7 @@ func Load(path string) (*Settings, error) {
 
 func (f *File) check() (*Settings, error) {
 	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Metrics: f.Control.Metrics}
-	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkControl, f.checkKeys} {
+	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkLegacy, f.checkControl, f.checkKeys} {
 		if err := step(s); err != nil {
 			return nil, err
 		}
@@ -152,6 +165,42 @@ func (f *File) checkKernel(*Settings) error {
 	if f.Kernel.Limit < 1 || f.Kernel.Limit > maxLimit {
 		return config.Bad("kernel.limit = %d: must be 1 to %d connections", f.Kernel.Limit, maxLimit)
 	}
+	return nil
+}
+
+// LegacySettings say where legacy directors are.
+type LegacySettings struct {
+	Interface string
+	Group     netip.AddrPort
+	SyncID    uint8
+	Version   int
+	Resend    time.Duration
+}
+
+// leastResend keeps the network of legacy directors from being flooded.
+const leastResend = 10 * time.Second
+
+func (f *File) checkLegacy(s *Settings) error {
+	l := &f.Legacy
+	group, err := netip.ParseAddrPort(l.Group)
+	switch {
+	case err != nil || !group.Addr().Is4() || !group.Addr().IsMulticast() || group.Port() == 0:
+		return config.Bad("legacy.group = %q: must be an IPv4 multicast address with a port; the kernel's default is %q", l.Group, legacy.DefaultGroup)
+	case l.SyncID < 0 || l.SyncID > 255:
+		return config.Bad("legacy.syncid = %d: must be 0 to 255, that of the other directors' sync daemons", l.SyncID)
+	case l.Version != 0 && l.Version != 1:
+		return config.Bad("legacy.version = %d: must be 1, or 0 for directors with net.ipv4.vs.sync_version=0 or a kernel before 2.6.39", l.Version)
+	case l.Resend.Std() < leastResend:
+		return config.Bad("legacy.resend = %q: must be at least %q", l.Resend.Std(), leastResend)
+	case l.Interface == "":
+		return nil
+	case group == s.UDP.Group:
+		return config.Bad("legacy.group = %q: is sync.group too; use another group or port for one of them", l.Group)
+	}
+	if _, err := config.Interface("legacy.interface", l.Interface); err != nil {
+		return err
+	}
+	s.Legacy = &LegacySettings{l.Interface, group, uint8(l.SyncID), l.Version, l.Resend.Std()}
 	return nil
 }
 

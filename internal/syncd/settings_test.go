@@ -6,9 +6,11 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"saru/internal/config"
 	"saru/internal/config/configtest"
+	"saru/syncproto/legacy"
 )
 
 // wantBad checks that err is bad input on one line that says text.
@@ -42,6 +44,12 @@ func TestSettings(t *testing.T) {
 		{"module", good + "[kernel]\nsource = \"module\"", "has no kernel module yet"},
 		{"another source", good + "[kernel]\nsource = \"ebpf\"", `kernel.source = "ebpf": must be "auto" or "daemon"`},
 		{"limit", good + "[kernel]\nlimit = 0", "kernel.limit = 0"},
+		{"legacy interface", good + "[legacy]\ninterface = \"nope0\"", `legacy.interface = "nope0": no such interface; there are`},
+		{"legacy group", good + "[legacy]\ngroup = \"10.0.0.1:8848\"", `legacy.group = "10.0.0.1:8848": must be an IPv4 multicast address`},
+		{"legacy group taken", good + "[legacy]\ninterface = \"lo\"\ngroup = \"239.192.0.81:8849\"", "is sync.group too"},
+		{"legacy sync ID", good + "[legacy]\nsyncid = 256", "legacy.syncid = 256: must be 0 to 255"},
+		{"legacy version", good + "[legacy]\nversion = 2", "legacy.version = 2: must be 1, or 0"},
+		{"legacy flood", good + "[legacy]\nresend = \"1s\"", `legacy.resend = "1s": must be at least "10s"`},
 		{"public metrics", good + "[control]\nmetrics = \"0.0.0.0:9647\"", "must be a loopback address"},
 		{"no key file", "[sync]\ninterface = \"lo\"\nkey_file = \"" + dir + "/none\"", "no such file"},
 		{"open key file", strings.Replace(good, key, open, 1), "chmod 600"},
@@ -61,6 +69,15 @@ func TestSettings(t *testing.T) {
 	must(t, err)
 	if len(s.UDP.Peers) != 2 || s.UDP.Peers[0].String() != "10.9.0.3:8849" || s.UDP.Peers[1].String() != "10.9.0.4:9000" || s.Node == "" || s.Metrics != "" {
 		t.Errorf("%+v", s)
+	}
+	if s.Legacy != nil {
+		t.Errorf("the legacy protocol, which has no key, is on: %+v", s.Legacy)
+	}
+	must(t, os.WriteFile(path, []byte(good+"[legacy]\ninterface = \"lo\"\nsyncid = 7\n"), 0o600))
+	s, err = Load(path)
+	must(t, err)
+	if want := (LegacySettings{"lo", legacy.DefaultGroup, 7, 1, time.Minute}); s.Legacy == nil || *s.Legacy != want {
+		t.Errorf("legacy %+v, want %+v", s.Legacy, want)
 	}
 	_, err = Load(filepath.Join(dir, "nowhere.toml"))
 	wantBad(t, err, "--config")

@@ -58,7 +58,8 @@
 //
 // # Version 0
 //
-// Decoded only, for messages whose header is not version 1's:
+// Taken from messages whose header is not version 1's, and made on request
+// (AppendMessage0):
 //
 //	+---------------+---------------+-------------------------------+
 //	|    records    |    sync ID    |    size of the whole message  |

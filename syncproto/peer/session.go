@@ -97,8 +97,6 @@ type Session struct {
 	opener      *seal.Opener
 	drops       drops
 	synced      atomic.Bool
-	version     atomic.Uint32 // that is spoken
-	streams     atomic.Int32  // that are served
 
 	kick   chan struct{} // wakes pace
 	joined chan struct{}
@@ -120,7 +118,6 @@ type Session struct {
 	answer    bool // somebody asked for a heartbeat
 	ask       bool // we want the peers' heartbeats now
 	catchUps  map[*catchUp]struct{}
-	asked     uint64 // the newest question
 	beatAt    time.Time
 	started   time.Time
 	pulls     int
@@ -131,16 +128,9 @@ type Session struct {
 	ownSlices sliceHistory // what the newest of them are the sums of
 	clashAt   time.Time
 
-	rateAt   time.Time // beat's own
-	rateSent uint64
-	lastRate uint32
-
-	plain       []byte // receive's own
-	decoder     decoder
-	deliverLive func(*conntable.Record)
-	now, came   uint64 // for it
-	missing     missing
-	heartbeat   heartbeat
+	plain   []byte // receive's own
+	decoder decoder
+	missing missing
 }
 
 // NewSession returns a Session for cfg.
@@ -158,8 +148,6 @@ func NewSession(cfg Config) *Session {
 		peers: map[conntable.NodeID]*peerState{}, catchUps: map[*catchUp]struct{}{}, plain: make([]byte, 0, 64<<10),
 		out: make([][]byte, sendBatch),
 	}
-	s.deliverLive = s.deliverOne
-	s.version.Store(protocolVersion)
 	for i := range s.out {
 		s.out[i] = make([]byte, 0, cfg.Datagram)
 	}
@@ -217,24 +205,26 @@ func (s *Session) wake() {
 func (s *Session) Send(recs []conntable.Record) {
 	s.sendMu.Lock()
 	defer s.sendMu.Unlock()
-	version := uint8(s.version.Load())
-	clock := s.batch.load(recs, version, s.self, &s.drops)
-	for s.sendOne(version, clock) {
+	clock := s.batch.load(recs, s.cfg.Clock.Now(), s.self, &s.drops)
+	for {
+		n := s.sendOne(clock)
+		if n == 0 {
+			break
+		}
 	}
 	s.flushOut()
 	s.wake()
 }
 
-// sendOne makes one datagram of what the batch has, and reports whether there
-// was anything left.
-func (s *Session) sendOne(version uint8, clock uint64) bool {
+// sendOne makes one datagram, and reports how many records it took.
+func (s *Session) sendOne(clock uint64) int {
 	now := time.Now()
 	s.ringMu.Lock()
 	defer s.ringMu.Unlock()
-	head := recordsHead{version: version, sequence: s.ring.highest + 1, clock: clock}
-	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead)
+	head := recordsHead{sequence: s.ring.highest + 1, clock: clock}
+	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead, clock, s.self)
 	if n == 0 {
-		return false
+		return 0
 	}
 	s.ring.store(message, now)
 	s.recordsAt = now
@@ -244,7 +234,7 @@ func (s *Session) sendOne(version uint8, clock uint64) bool {
 	}
 	s.out[s.outN], _ = s.sealer.Seal(s.out[s.outN][:0], message)
 	s.outN++
-	return true
+	return n
 }
 
 func (s *Session) flushOut() {
