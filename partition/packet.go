@@ -55,25 +55,29 @@ var (
 // drops before any rule (nft_set_pktinfo_ipv4_ingress and
 // nft_set_pktinfo_ipv6_ingress in include/net/netfilter). It does not
 // allocate.
-func ParsePacket(b []byte) (Packet, error) {
+func ParsePacket(b []byte) (Packet, error) { return ParseHead(b, len(b)) }
+
+// ParseHead is ParsePacket for a packet of which only the head is at hand;
+// whole is its length. Fields that lie beyond the head count as cut off.
+func ParseHead(b []byte, whole int) (Packet, error) {
 	if len(b) == 0 {
 		return Packet{}, ErrNotIP
 	}
 	switch b[0] >> 4 {
 	case 4:
-		return parse4(b)
+		return parse4(b, whole)
 	case 6:
-		return parse6(b)
+		return parse6(b, whole)
 	}
 	return Packet{}, ErrNotIP
 }
 
-func parse4(b []byte) (Packet, error) {
+func parse4(b []byte, whole int) (Packet, error) {
 	if len(b) < 20 {
 		return Packet{}, ErrBadHeader
 	}
 	header, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
-	if header < 20 || total < header || total > len(b) {
+	if header < 20 || header > len(b) || total < header || total > whole {
 		return Packet{}, ErrBadHeader
 	}
 	p := Packet{
@@ -81,21 +85,21 @@ func parse4(b []byte) (Packet, error) {
 		Src:   netip.AddrFrom4([4]byte(b[12:])), Dst: netip.AddrFrom4([4]byte(b[16:])),
 		Fragment: binary.BigEndian.Uint16(b[6:])&0x3fff != 0,
 	}
-	p.transport(b[header:total])
+	p.transport(b[header:min(total, len(b))])
 	return p, nil
 }
 
-func parse6(b []byte) (Packet, error) {
+func parse6(b []byte, whole int) (Packet, error) {
 	const header = 40
 	if len(b) < header {
 		return Packet{}, ErrBadHeader
 	}
 	total := header + int(binary.BigEndian.Uint16(b[4:]))
-	if total > len(b) {
+	if total > whole {
 		return Packet{}, ErrBadHeader
 	}
 	p := Packet{Src: netip.AddrFrom16([16]byte(b[8:])), Dst: netip.AddrFrom16([16]byte(b[24:]))}
-	proto, rest, fragment, ok := skipExtensions(b[6], b[header:total])
+	proto, rest, fragment, ok := skipExtensions(b[6], b[header:min(total, len(b))])
 	if !ok {
 		return Packet{}, ErrBadHeader
 	}

@@ -22,6 +22,7 @@ func Check(w io.Writer, s *Settings) error {
 		fmt.Fprintf(w, "share          %v on %s, MAC %v, %d buckets by %v, lease %v\n", s.VIPs, s.Interface, s.MAC, s.Buckets, s.Sense, s.Lease)
 	}
 	fmt.Fprintf(w, "nftables       %s\n", verdict("yes", nft.Probe()))
+	fmt.Fprintf(w, "nfqueue        %s\n", verdict("yes", nft.ProbeQueues()))
 	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))
 	return Possible(s)
 }

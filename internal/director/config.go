@@ -105,6 +105,7 @@ type Settings struct {
 	Buckets   int
 	MAC       net.HardwareAddr
 	IPVS      bool // the target is IPVS, else local sockets
+	Backend   string
 	Seed      uint32
 
 	Lease   time.Duration
@@ -135,7 +136,7 @@ func (f *File) Settings() (*Settings, error) {
 		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
 		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
 	}
-	for _, check := range []func(*Settings) error{f.unsupported, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
+	for _, check := range []func(*Settings) error{f.unsupported, f.backend, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
 		if err := check(s); err != nil {
 			return nil, err
 		}
@@ -155,13 +156,8 @@ func oneOf(key, value, supported string, later ...string) error {
 }
 
 func (f *File) unsupported(*Settings) error {
-	for _, err := range []error{
-		oneOf("share.mode", f.Share.Mode, "flood", "forward"),
-		oneOf("share.backend", f.Share.Backend, "nftables", "nfqueue"),
-	} {
-		if err != nil {
-			return err
-		}
+	if err := oneOf("share.mode", f.Share.Mode, "flood", "forward"); err != nil {
+		return err
 	}
 	if f.Share.Inside != nil {
 		return config.Bad("share.inside is not in this version; remove the section, and forward by direct routing or tunnel")

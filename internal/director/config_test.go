@@ -90,7 +90,7 @@ func TestBadConfiguration(t *testing.T) {
 		{"role     = \"director\"\nquorum   = \"lan\"\nvoters   = []", "role = \"witness\"\nquorum = \"majority\"\nvoters = [\"d2\"]", `"d1", is not among them`},
 		{`method    = "hash"`, `method = "random"`, `share.method = "random"`},
 		{`mode      = "flood"`, `mode = "forward"`, `share.mode`},
-		{`backend   = "nftables"`, `backend = "nfqueue"`, `share.backend`},
+		{`backend   = "nftables"`, `backend = "iptables"`, `share.backend`},
 		{`[timing]`, "[share.inside]\ninterface = \"eth1\"\n[timing]", `share.inside`},
 		{`name     = "web"`, `name = ""`, `cluster.name`},
 		{`bind     = "127.0.0.2:7946"`, `bind = "192.0.2.1"`, `cluster.bind`},

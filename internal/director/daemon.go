@@ -19,7 +19,6 @@ import (
 	"saru/internal/task"
 	"saru/ipvs"
 	"saru/partition/lan"
-	"saru/partition/nft"
 )
 
 // announceEvery is how often the master tells the LAN the shared MAC, so that
@@ -37,7 +36,7 @@ type daemon struct {
 	paths    []*path
 	engine   *Engine
 	gossip   *gossip
-	filter   *nft.Filter
+	filter   Filter // nil without a share
 	applier  *applier
 	lan      *lan.LAN
 	gate     *gate
@@ -78,6 +77,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 		tasks = append(tasks, d.barriers)
 	}
 	if d.filter != nil {
+		if judge, is := d.filter.(task.Task); is {
+			tasks = append(tasks, judge)
+		}
 		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
 	}
 	err = task.Run(inner, ready, tasks...)
@@ -102,11 +104,8 @@ func Possible(s *Settings) error {
 	if len(s.VIPs) == 0 {
 		return nil
 	}
-	if err := nft.Probe(); err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return config.Bad("%v: saru must run as root, or with CAP_NET_ADMIN and CAP_NET_RAW", err)
-		}
-		return config.Bad("this kernel cannot fence a share: %v; use one with CONFIG_NF_TABLES, its inet and netdev families and CONFIG_NFT_HASH", err)
+	if err := probeFilter(s.Backend); err != nil {
+		return err
 	}
 	if !s.IPVS {
 		return nil
@@ -147,11 +146,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	var filter Filter
-	if d.filter != nil {
-		filter = d.filter
-	}
-	if d.engine, err = newEngine(d.log, s, ctx, filter, d.paths); err != nil {
+	if d.engine, err = newEngine(d.log, s, ctx, d.filter, d.paths); err != nil {
 		return err
 	}
 	d.engine.onLead = func() {
@@ -193,10 +188,7 @@ func (d *daemon) openShare() (err error) {
 		return err
 	}
 	d.paths = append(d.paths, frames)
-	d.filter, err = nft.Open(nft.Config{
-		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
-		Plan: s.Plan(),
-	})
+	d.filter, err = openFilter(s)
 	if err != nil {
 		return config.Bad("%v", err)
 	}

@@ -84,6 +84,8 @@ type FilterStatus struct {
 	OwnSender string `json:"own_mac_sender,omitempty"`
 	Silenced  uint64 `json:"silenced_packets"`
 	Settling  int    `json:"settling_buckets"`
+	Waiting   uint64 `json:"queue_waiting_packets"` // backend nfqueue only
+	Overruns  uint64 `json:"queue_overrun_packets"` // dropped: more than could be judged
 	Intact    bool   `json:"intact"`
 	Resets    uint64 `json:"resets"`
 	Why       string `json:"why,omitempty"`
@@ -116,7 +118,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	st := &Status{
 		Cluster: s.Cluster, Node: s.Node, Role: s.role(), Version: d.version, Paths: []PathStatus{},
 		Share:  ShareStatus{ID: s.ID, Addresses: []string{}, Interface: s.Interface, MAC: s.MAC.String(), Target: "local", Sense: s.Sense.String(), Total: s.Buckets},
-		Filter: FilterStatus{Backend: "nftables"},
+		Filter: FilterStatus{Backend: s.Backend},
 	}
 	if s.IPVS {
 		st.Share.Target = "ipvs"
@@ -198,7 +200,8 @@ func (d *daemon) filterStatus(st *Status) {
 		return
 	}
 	o := &st.Filter
-	o.Accepted, o.Dropped, o.Lapsed, o.Own, o.Silenced = f.Accepted, f.Foreign+f.Lapsed, f.Lapsed, f.Own, f.Silenced
+	o.Accepted, o.Dropped, o.Lapsed, o.Own, o.Silenced = f.Accepted, f.Foreign+f.Lapsed+f.Overruns, f.Lapsed, f.Own, f.Silenced
+	o.Waiting, o.Overruns = f.Waiting, f.Overruns
 	o.Settling, o.Intact = f.Settling.Len(), f.Intact
 	if f.OwnSender != nil {
 		o.OwnSender = f.OwnSender.String()
@@ -252,6 +255,8 @@ func (f *FilterStatus) health() string {
 		return fmt.Sprintf("%d packets came to this node's own MAC, last from %s: its ARP entry is old", f.Own, f.OwnSender)
 	case !f.Intact:
 		return "table changed by somebody else"
+	case f.Overruns > 0:
+		return fmt.Sprintf("table intact; %d packets were dropped because the queues were full", f.Overruns)
 	}
 	return "table intact"
 }

@@ -29,6 +29,13 @@ const inetIngress nftables.ChainHook = 5
 // IPv6 before the input hook.
 func (t *table) build(cfg *Config, s secrets, defragment bool) {
 	t.admits = gate(cfg, s)
+	if cfg.Queues != nil {
+		t.queued(cfg, s, canQueue())
+		if defragment {
+			t.chains = append(t.chains, defrag())
+		}
+		return
+	}
 	t.chains = append(t.ingress(cfg, s), t.input(cfg, s)...)
 	for i := range t.families {
 		t.chains = append(t.chains, t.judge(&t.families[i])...)
@@ -46,7 +53,27 @@ func (t *table) build(cfg *Config, s secrets, defragment bool) {
 func (t *table) ingress(cfg *Config, s secrets) []chain {
 	hook := inetIngress
 	base := chain{name: "ingress", hook: &hook, priority: ingressPriority, device: cfg.Interface}
-	chains := []chain{
+	chains := append(t.otherMACs(cfg, s), chain{name: "admit", rules: []phrase{
+		rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
+		t.unleased(),
+		rule(count(cntAccepted), setPriority(s.pass), accept()),
+	}})
+	for _, f := range t.families {
+		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
+		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judged_"+f.name))...)
+		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
+			rule(f.fragment, goTo("fragment")),
+			jump("judge_"+f.name), // as judged does, with a chain less: most packets come this way
+			goTo(moving),
+		)})
+	}
+	return append(chains, base)
+}
+
+// otherMACs returns the chains for what is not to the shared MAC, and for
+// fragments.
+func (t *table) otherMACs(cfg *Config, s secrets) []chain {
+	return []chain{
 		// Not the shared MAC. A broadcast reached every director, and UDP would
 		// take it on each, so nobody does. The interface's own MAC is that of
 		// a router with an old ARP entry, or one that divides by itself: nobody
@@ -67,22 +94,7 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 			rule(faster(cfg.fragments()), count(cntFlood), drop()),
 			rule(count(cntFragments), setPriority(s.piece), accept()),
 		}},
-		{name: "admit", rules: []phrase{
-			rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
-			t.unleased(),
-			rule(count(cntAccepted), setPriority(s.pass), accept()),
-		}},
 	}
-	for _, f := range t.families {
-		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
-		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judged_"+f.name))...)
-		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
-			rule(f.fragment, goTo("fragment")),
-			jump("judge_"+f.name), // as judged does, with a chain less: most packets come this way
-			goTo(moving),
-		)})
-	}
-	return append(chains, base)
 }
 
 // ours is where a packet goes whose bucket is ours, from either hook: only at

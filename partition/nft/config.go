@@ -24,6 +24,10 @@ type Config struct {
 	// so this bounds what one sender of fragments can cost all of them.
 	Fragments int
 
+	// Queues, if set, judge instead of rules. Apply and Settle have no effect
+	// on what they do.
+	Queues *Queues
+
 	// Backstop silences packets in the middle of a connection that IPVS does
 	// not know, for the buckets given to Settle. Without IPVS (target "local")
 	// it must be off: it would silence everything.
@@ -60,6 +64,9 @@ func (c *Config) check() (*partition.Divider, error) {
 		return nil, fmt.Errorf("nft: %d fragments a second: use 1 or more, or 0 for %d", c.Fragments, DefaultFragments)
 	case c.ShareID < 1 || c.ShareID > 255:
 		return nil, fmt.Errorf("nft: share id %d: use 1 to 255", c.ShareID)
+	}
+	if err := c.Queues.check(); err != nil {
+		return nil, err
 	}
 	d, err := partition.NewDivider(c.Plan)
 	if err != nil {

@@ -73,7 +73,7 @@ func Open(cfg Config) (_ *Filter, err error) {
 	}
 	cfg.Plan, cfg.MAC = divider.Plan, slices.Clone(cfg.MAC)
 	f := &Filter{
-		cfg: cfg, all: partition.FullSet(cfg.Plan.Buckets), table: newTable(cfg.Name, divider), secrets: newSecrets(),
+		cfg: cfg, all: partition.FullSet(cfg.Plan.Buckets), table: newTable(cfg.Name, divider, cfg.Queues != nil), secrets: newSecrets(),
 		earlierBuckets: make([]BucketStats, cfg.Plan.Buckets), lastBuckets: make([]bucketCount, cfg.Plan.Buckets),
 	}
 	f.table.build(&cfg, f.secrets, canDefrag())

@@ -140,7 +140,7 @@ func (h *host) plug(sw *host, addr string) {
 // A director has the filter and serves the VIP itself.
 type director struct {
 	*host
-	filter *nft.Filter
+	filter filter
 	lan    *lan.LAN
 	owns   partition.Set
 	mu     sync.Mutex
@@ -210,7 +210,7 @@ func newNetwork(t testing.TB, n int, cfg nft.Config) *network {
 func (d *director) open(cfg nft.Config, answers bool) {
 	d.t.Helper()
 	d.do(func() (err error) {
-		if d.filter, err = nft.Open(cfg); err != nil {
+		if d.filter, err = openFilter(cfg); err != nil {
 			return err
 		}
 		d.lan, err = lan.Open(lan.Config{

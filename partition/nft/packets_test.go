@@ -336,6 +336,7 @@ func (d *director) await(frames int) {
 			d.t.Fatal(err)
 		}
 		if obj.(*nftables.NamedObj).Obj.(*expr.Counter).Packets >= uint64(frames) {
+			d.awaitVerdicts()
 			return
 		}
 		if time.Now().After(end) {

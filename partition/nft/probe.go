@@ -18,27 +18,29 @@ type feature struct {
 	name  string
 	chain nftables.ChainHook
 	rule  func(t *table) phrase // nil: the chain alone
+
+	judges bool // needed only where rules judge, not queues
 }
 
 var features = []feature{
-	{"nf_tables with an ingress hook in family inet (Linux 5.10)", inetIngress, nil},
-	{"meta priority (nft_meta)", inetIngress, func(*table) phrase { return setPriority([4]byte{}) }},
+	{"nf_tables with an ingress hook in family inet (Linux 5.10)", inetIngress, nil, false},
+	{"meta priority (nft_meta)", inetIngress, func(*table) phrase { return setPriority([4]byte{}) }, false},
 	{"sets and lookups (nft_set_hash)", inetIngress, func(t *table) phrase {
 		return rule(phrase{immediate(keyReg, 0, 0, 0, 0), in(t.lease, keyReg)})
-	}},
-	{"jhash (nft_hash)", inetIngress, func(t *table) phrase { return t.addrBucketOf(&families[0]) }},
+	}, false},
+	{"jhash (nft_hash)", inetIngress, func(t *table) phrase { return t.addrBucketOf(&families[0]) }, true},
 	{"verdict maps with counters (nft_set_hash)", inetIngress, func(t *table) phrase {
 		return phrase{immediate(keyReg, 0, 0, 0, 0), fateIn(t.open, keyReg)}
-	}},
-	{"IPv6 extension headers (nft_exthdr)", inetIngress, func(*table) phrase { return families[1].fragment }},
+	}, true},
+	{"IPv6 extension headers (nft_exthdr)", inetIngress, func(*table) phrase { return families[1].fragment }, false},
 	{"sets renewed by packets, with timeouts (nft_dynset)", *nftables.ChainHookOutput, func(t *table) phrase {
 		return phrase{immediate(keyReg, 0, 0, 0, 0), update(t.lease, keyReg, senderLife)}
-	}},
+	}, false},
 	{"meta skuid (nft_meta)", *nftables.ChainHookOutput, func(*table) phrase {
 		return meta(expr.MetaKeySKUID, 0, 0, 0, 0)
-	}},
-	{"limits (nft_limit)", inetIngress, func(*table) phrase { return faster(1) }},
-	{"named counters (nft_objref)", inetIngress, func(*table) phrase { return count(cntAccepted) }},
+	}, false},
+	{"limits (nft_limit)", inetIngress, func(*table) phrase { return faster(1) }, false},
+	{"named counters (nft_objref)", inetIngress, func(*table) phrase { return count(cntAccepted) }, false},
 }
 
 // Probe says whether the kernel has what a Filter needs. The error names what
@@ -57,7 +59,7 @@ func Probe() error {
 // the input hook. Where it cannot, and IPVS does not, fragments of IPv6 are
 // dropped there, and counted.
 func canDefrag() bool {
-	ft := feature{"transparent proxy (nft_tproxy)", *nftables.ChainHookPrerouting, func(*table) phrase { return defragRule() }}
+	ft := feature{"transparent proxy (nft_tproxy)", *nftables.ChainHookPrerouting, func(*table) phrase { return defragRule() }, false}
 	return ft.probe() == nil
 }
 
@@ -73,7 +75,7 @@ func (ft *feature) probe() error {
 	if err != nil {
 		return fmt.Errorf("nft: %w", err)
 	}
-	t := newTable("saru-probe", d)
+	t := newTable("saru-probe", d, false)
 	c.AddTable(t.Table)
 	ch := chain{name: "probe", hook: &ft.chain, rules: nil}
 	if ft.chain == inetIngress {
@@ -81,7 +83,11 @@ func (ft *feature) probe() error {
 	}
 	if ft.rule != nil {
 		c.AddObj(&nftables.NamedObj{Table: t.Table, Name: cntAccepted, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-		for _, s := range []*nftables.Set{t.open, t.lease} {
+		sets := []*nftables.Set{t.lease}
+		if ft.judges {
+			sets = append(sets, t.open)
+		}
+		for _, s := range sets {
 			if err := c.AddSet(s, nil); err != nil {
 				return fmt.Errorf("nft: %w", err)
 			}

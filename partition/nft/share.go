@@ -41,8 +41,13 @@ func (d *Desired) holding(b int) holding {
 }
 
 // The maps open and rest, in this order, give each bucket the verdict of its
-// packets.
-func (t *table) fateMaps() [2]*nftables.Set { return [...]*nftables.Set{t.open, t.rest} }
+// packets. There are none where queues judge.
+func (t *table) fateMaps() []*nftables.Set {
+	if t.open == nil {
+		return nil
+	}
+	return []*nftables.Set{t.open, t.rest}
+}
 
 // verdict is what both maps hold of a bucket. It names no chain: an element
 // that did would make the kernel walk through all chains and all elements of
@@ -193,6 +198,9 @@ func (f *Filter) readBackLocked(d Desired) (got Desired, err error) {
 
 // readBuckets reads both maps, and counts what they counted.
 func (f *Filter) readBuckets() (d Desired, err error) {
+	if f.cfg.Queues != nil {
+		return d, nil
+	}
 	n := f.cfg.Plan.Buckets
 	now := make([]bucketCount, n)
 	seen := make([][2]bool, n)

@@ -30,6 +30,10 @@ type Stats struct {
 	Armed       uint64 // heartbeats armed
 	Confirmed   uint64 // leases renewed
 
+	// Of a Filter with Queues only.
+	Waiting  uint64 // for a verdict, now
+	Overruns uint64 // dropped: more than user space could judge
+
 	OwnSender net.HardwareAddr // last sender to the own MAC within an hour, or nil
 	Open      partition.Set
 	Rest      partition.Set

@@ -87,7 +87,7 @@ type filled struct {
 	elements []nftables.SetElement
 }
 
-func newTable(name string, d *partition.Divider) *table {
+func newTable(name string, d *partition.Divider, queued bool) *table {
 	t := &table{
 		Table:   &nftables.Table{Name: name, Family: nftables.TableFamilyINet},
 		gate:    &nftables.Table{Name: name, Family: nftables.TableFamilyNetdev},
@@ -95,15 +95,17 @@ func newTable(name string, d *partition.Divider) *table {
 	}
 	// TypeMark is four bytes in host order, which is what the hash leaves in
 	// its register; no mark is read or written.
-	t.open = t.fates("open", d.Buckets)
-	t.rest = t.fates("rest", d.Buckets)
+	if !queued {
+		t.open = t.fates("open", d.Buckets)
+		t.rest = t.fates("rest", d.Buckets)
+		t.blocks16 = t.blocks("blocks_port", nftables.TypeInetService)
+		t.blocks32 = t.blocks("blocks_address", nftables.TypeIPAddr)
+	}
 	t.settling = t.set("settling", nftables.TypeMark)
 	t.settling.HasTimeout = true
 	t.armed = t.dynamic("armed", nftables.TypeMark, maxArmed)
 	t.lease = t.dynamic("lease", nftables.TypeMark, maxArmed)
 	t.senders = t.dynamic("senders", nftables.TypeEtherAddr, maxSenders)
-	t.blocks16 = t.blocks("blocks_port", nftables.TypeInetService)
-	t.blocks32 = t.blocks("blocks_address", nftables.TypeIPAddr)
 	for i := range families {
 		t.serve(&families[i])
 	}
