@@ -182,10 +182,14 @@ new:
 	pc->last.at = at;
 }
 
-/* Whether anybody in the namespace wants to know. */
+/*
+ * Whether anybody in the namespace wants to know. Nobody does before the family
+ * is registered: until then it has no groups (those of 0 are the controller's).
+ */
 bool usync_listened(struct net *net)
 {
-	return genl_has_listeners(&usync_family, net, 0);
+	return READ_ONCE(usync_family.mcgrp_offset) &&
+	       genl_has_listeners(&usync_family, net, 0);
 }
 
 /*

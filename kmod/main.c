@@ -3,9 +3,10 @@
  * ip_vs_user_sync: tells user space of IPVS connections as they come, change
  * and go, and makes and deletes them as it is told. usync.h has the map.
  *
- * Order: what is told about must exist before the hooks are installed, and the
- * hooks are removed before it goes. The namespaces' part comes first since the
- * family's commands use it.
+ * Order: the namespaces' part comes first, since the hooks and the commands use
+ * it. The hooks come before the family, which they find without listeners until
+ * it is there: so whoever sees the family, listens and dumps the table misses
+ * nothing. At the end the hooks go first.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -55,17 +56,17 @@ static int __init usync_init(void)
 	err = register_pernet_subsys(&net_ops);
 	if (err)
 		return err;
-	err = genl_register_family(&usync_family);
-	if (err)
-		goto err_net;
 	err = usync_hooks_install();
 	if (err)
-		goto err_family;
+		goto err_net;
+	err = genl_register_family(&usync_family);
+	if (err)
+		goto err_hooks;
 	pr_info("loaded, family %s version %d\n", IPVS_SYNC_NAME, IPVS_SYNC_VERSION);
 	return 0;
 
-err_family:
-	genl_unregister_family(&usync_family);
+err_hooks:
+	usync_hooks_remove();
 err_net:
 	unregister_pernet_subsys(&net_ops);
 	return err;

@@ -47,25 +47,34 @@ func resolve() (family, error) {
 		return family{}, fmt.Errorf("generic netlink family %s: %w: %d, this program speaks %d; install the module that belongs to this program",
 			Family, ErrVersion, ours.Version, Version)
 	}
-	ctrl, err := conn.GetFamily("nlctrl")
-	if err != nil {
-		return family{}, fmt.Errorf("generic netlink family nlctrl: %w", err)
-	}
 	f := family{id: ours.ID}
+	if f.notifications, err = controllersGroup(conn); err != nil {
+		return family{}, err
+	}
 	for _, g := range ours.Groups {
 		if g.Name == groupEvents {
 			f.events = g.ID
 		}
 	}
-	for _, g := range ctrl.Groups {
-		if g.Name == "notify" {
-			f.notifications = g.ID
-		}
-	}
-	if f.events == 0 || f.notifications == 0 {
+	if f.events == 0 {
 		return family{}, fmt.Errorf("generic netlink family %s: no group %q: %w", Family, groupEvents, ErrVersion)
 	}
 	return f, nil
+}
+
+// controllersGroup returns the multicast group in which the controller tells
+// of families that come and go.
+func controllersGroup(conn *genetlink.Conn) (uint32, error) {
+	ctrl, err := conn.GetFamily("nlctrl")
+	if err != nil {
+		return 0, fmt.Errorf("generic netlink family nlctrl: %w", err)
+	}
+	for _, g := range ctrl.Groups {
+		if g.Name == "notify" {
+			return g.ID, nil
+		}
+	}
+	return 0, errors.New("generic netlink family nlctrl: no group \"notify\"")
 }
 
 // A Client sends commands, in the network namespace in which it was dialled.

@@ -55,7 +55,9 @@ const (
 
 // Numbers of generic netlink's controller (include/uapi/linux/genetlink.h).
 const (
-	ctrlID           = 0x10
-	ctrlDelFamily    = 2
-	ctrlAttrFamilyID = 1
+	ctrlID             = 0x10
+	ctrlNewFamily      = 1
+	ctrlDelFamily      = 2
+	ctrlAttrFamilyID   = 1
+	ctrlAttrFamilyName = 2
 )
