@@ -195,7 +195,8 @@ static void expire(struct timer_list *t, bool commanded)
 	usync_sym.conn_expire(t);
 	if (!refcount_read(&cp->refcnt))
 		usync_tell(cp, IPVS_SYNC_KIND_EXPIRED, stamp, commanded);
-	else if (!commanded)
+	else if (!commanded && cp->old_state != USYNC_INJECTED)
+		/* What no packet has touched is nobody's here: not told. */
 		usync_tell(cp, IPVS_SYNC_KIND_UPDATE, ktime_get_mono_fast_ns(), false);
 }
 

@@ -29,7 +29,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, keep bool, ready fu
 		return err
 	}
 	log.Info("start", "node", s.Node, "group", s.UDP.Group, "peers", s.UDP.Peers)
-	tasks := []task.Task{d.kernel.tap, d.engine, d.control}
+	tasks := []task.Task{d.kernel, d.engine, d.control}
 	if d.bridge != nil {
 		tasks = append(tasks, d.bridge)
 	}
@@ -46,7 +46,7 @@ type daemon struct {
 	control *control.Server
 	udp     *peer.UDP
 	metrics *metrics.Server
-	kernel  *tapKernel
+	kernel  *source
 	engine  *Engine
 	legacy  *legacy.Link
 	bridge  *Bridge
@@ -74,7 +74,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	handler.Handler = d.engine.Handler()
 	// Beside the socket, so that it is one for each syncd on the machine.
 	state := filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".tap.json")
-	if d.kernel, err = openTap(log, state, keep, d.engine.Captured); err != nil {
+	if d.kernel, err = openSource(log, s.Source, state, keep, d.engine); err != nil {
 		return err
 	}
 	d.engine.SetKernel(d.kernel)

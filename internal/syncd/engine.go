@@ -67,6 +67,7 @@ type Engine struct {
 	self    conntable.NodeID
 	clock   *conntable.Clock
 	born    uint64 // by clock: our own versions below it are of an earlier life
+	mono    monotonic
 	table   *conntable.Table
 	session *peer.Session
 	kernel  Kernel
@@ -99,7 +100,7 @@ func New(cfg Config) *Engine {
 	}
 	self := conntable.NodeIDOf(cfg.Node)
 	e := &Engine{
-		log: cfg.Log, node: cfg.Node, self: self, clock: conntable.NewClock(self), table: conntable.New(cfg.Limit),
+		log: cfg.Log, node: cfg.Node, self: self, clock: conntable.NewClock(self), mono: newMonotonic(), table: conntable.New(cfg.Limit),
 		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
 	}
 	e.table.RefuseLate(e.clock, lateSlack)

@@ -33,8 +33,10 @@ func (e *Engine) Captured(c *conntable.Connection) {
 }
 
 // news merges a record of ours and queues it for the peers.
-func (e *Engine) news(r *conntable.Record) {
-	e.queued(e.table.Apply(r, e.newsFor()))
+func (e *Engine) news(r *conntable.Record) conntable.Outcome {
+	res := e.table.Apply(r, e.newsFor())
+	e.queued(res)
+	return res.Outcome
 }
 
 // newsFor returns who is told what happens here.

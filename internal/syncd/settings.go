@@ -65,6 +65,7 @@ type Settings struct {
 	UDP     peer.UDPConfig
 	MTU     int // of the interface, 0 if none is named
 	Keys    *seal.Keyring
+	Source  string // SourceAuto and so on
 	Limit   int
 	Legacy  *LegacySettings // nil: off
 	Socket  string
@@ -154,13 +155,12 @@ func (f *File) checkInterface(s *Settings) error {
 	return nil
 }
 
-func (f *File) checkKernel(*Settings) error {
+func (f *File) checkKernel(s *Settings) error {
 	switch f.Kernel.Source {
-	case "auto", "daemon":
-	case "module":
-		return config.Bad("kernel.source = \"module\": this version has no kernel module yet; use \"auto\" or \"daemon\" (the kernel's sync threads)")
+	case SourceAuto, SourceModule, SourceDaemon:
+		s.Source = f.Kernel.Source
 	default:
-		return config.Bad("kernel.source = %q: must be \"auto\" or \"daemon\"", f.Kernel.Source)
+		return config.Bad("kernel.source = %q: must be \"auto\", \"module\" or \"daemon\"", f.Kernel.Source)
 	}
 	if f.Kernel.Limit < 1 || f.Kernel.Limit > maxLimit {
 		return config.Bad("kernel.limit = %d: must be 1 to %d connections", f.Kernel.Limit, maxLimit)

@@ -13,7 +13,12 @@ import (
 
 // A tapKernel is the Kernel behind the kernel's own sync threads.
 type tapKernel struct {
-	tap    *ipvs.Tap
+	tap *ipvs.Tap
+	lister
+}
+
+// A lister reads what IPVS is configured for.
+type lister struct {
 	client *ipvs.Client // watchServices' own
 }
 
@@ -28,7 +33,7 @@ func openTap(log *slog.Logger, stateFile string, keep bool, captured func(*connt
 	if err != nil {
 		return nil, errors.Join(err, tap.Close())
 	}
-	return &tapKernel{tap, client}, nil
+	return &tapKernel{tap, lister{client}}, nil
 }
 
 func (k *tapKernel) close() error { return errors.Join(k.client.Close(), k.tap.Close()) }
@@ -49,7 +54,7 @@ func (k *tapKernel) Stats() KernelStats {
 	return st
 }
 
-func (k *tapKernel) Services() (Services, error) {
+func (k lister) Services() (Services, error) {
 	out := Services{Targets: map[Target]struct{}{}}
 	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
 		out.Targets[target(s, d)] = struct{}{}
@@ -58,7 +63,7 @@ func (k *tapKernel) Services() (Services, error) {
 	return out, err
 }
 
-func (k *tapKernel) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
+func (k lister) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
 	services, err := k.client.Services()
 	if err != nil {
 		return err
@@ -104,7 +109,7 @@ type known struct {
 	persist map[netip.Addr]time.Duration // by virtual address
 }
 
-func (k *tapKernel) knownServices() (*known, error) {
+func (k lister) knownServices() (*known, error) {
 	out := &known{map[Target]uint32{}, map[netip.Addr]uint32{}, map[netip.Addr]time.Duration{}}
 	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
 		out.forward[target(s, d)] = d.Forward

@@ -116,8 +116,9 @@ func named(what string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOENT):
-		// The family's number is nobody's any more.
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPROTONOSUPPORT):
+		// The family's number is nobody's any more, or the module is just
+		// going away (__netlink_dump_start).
 		err = fmt.Errorf("%w: %w", ErrNotLoaded, err)
 	case errors.Is(err, unix.EPERM):
 		err = fmt.Errorf("needs CAP_NET_ADMIN: %w", err)

@@ -78,6 +78,26 @@ func (s *socket) receive() ([]byte, error) {
 	return s.buf[:s.n], nil
 }
 
+// next is receive, but unless wait it does not wait for messages: more is false
+// then if there are none.
+func (s *socket) next(wait bool) (b []byte, more bool, err error) {
+	if wait {
+		b, err = s.receive()
+		return b, true, err
+	}
+	err = s.control(func(fd int) (err error) {
+		s.n, err = unix.Read(fd, s.buf)
+		return err
+	})
+	if errors.Is(err, unix.EAGAIN) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, true, err
+	}
+	return s.buf[:s.n], true, nil
+}
+
 // header is the head of one netlink message.
 type header struct {
 	kind, flags uint16

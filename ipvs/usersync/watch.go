@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Watcher hears of the module being loaded. Open it before Dial: what is
-// loaded between a Dial that failed and Wait ends Wait at once.
+// A Watcher hears of the module being loaded and unloaded. Open it before
+// Dial: what happens between a Dial that failed and Wait ends Wait at once.
 type Watcher struct{ sock *socket }
 
 // OpenWatcher returns a Watcher of this network namespace. It works without
@@ -40,26 +40,29 @@ func OpenWatcher() (*Watcher, error) {
 	return &Watcher{s}, nil
 }
 
-// Wait returns nil when the module was loaded since the Watcher was opened or
-// Wait returned last, and ctx's error when ctx ends. It may return nil without
-// that, so Dial decides.
+// Wait returns nil when the last news is that the module was loaded, and has
+// not been returned for; and ctx's error when ctx ends. It asks nothing of the
+// kernel, which would load the module again that somebody has just unloaded.
 func (w *Watcher) Wait(ctx context.Context) error {
 	if err := w.sock.file.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.sock.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	there := false
 	for ctx.Err() == nil {
-		b, err := w.sock.receive()
+		b, more, err := w.sock.next(!there)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			return nil // it may be among what was lost
+			there = true // it may be among what was lost
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return ctx.Err()
 		case err != nil:
 			return fmt.Errorf("listen to the generic netlink controller: %w", err)
-		case appeared(b):
+		case !more:
 			return nil
+		default:
+			there = present(b, there)
 		}
 	}
 	return ctx.Err()
@@ -68,28 +71,35 @@ func (w *Watcher) Wait(ctx context.Context) error {
 // Close ends the subscription. No Wait may be under way.
 func (w *Watcher) Close() error { return w.sock.close() }
 
-// appeared reports whether one of the controller's messages tells that our
-// family is there.
-func appeared(b []byte) bool {
+// present returns whether our family is there after the controller's messages
+// b, if it was before or not.
+func present(b []byte, was bool) bool {
 	for len(b) > 0 {
 		h, body, rest, err := nextMessage(b)
 		if err != nil {
-			return false
+			break
 		}
 		b = rest
-		if h.kind != ctrlID || len(body) < genlHeader || body[0] != ctrlNewFamily {
+		if h.kind != ctrlID || len(body) < genlHeader {
 			continue
 		}
-		for attrs := body[genlHeader:]; len(attrs) > 0; {
-			kind, v, more, err := nextAttr(attrs)
-			if err != nil {
-				break
-			}
-			attrs = more
-			if kind == ctrlAttrFamilyName && string(v) == Family+"\x00" {
-				return true
-			}
+		if cmd := body[0]; (cmd == ctrlNewFamily || cmd == ctrlDelFamily) && tellsOfUs(body[genlHeader:]) {
+			was = cmd == ctrlNewFamily
 		}
+	}
+	return was
+}
+
+func tellsOfUs(attrs []byte) bool {
+	for len(attrs) > 0 {
+		kind, v, rest, err := nextAttr(attrs)
+		if err != nil {
+			return false
+		}
+		if kind == ctrlAttrFamilyName {
+			return string(v) == Family+"\x00"
+		}
+		attrs = rest
 	}
 	return false
 }
