@@ -153,7 +153,8 @@ func (t *Table) now() time.Duration { return time.Since(t.start) }
 // days.
 //
 // News of ours (q has ToPeers) on an entry that still waits to be told to the
-// peers may go out under the version that waits: see keepVersion.
+// peers may go out under the version that waits (see keepVersion), or may have
+// that very version (Clock.Shared).
 //
 // A full table takes a new key in the place of the entry that would die first,
 // of those of its shard, if the new one would live longer.
@@ -170,6 +171,8 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	if id != 0 {
 		res.Prev = s.prev(id, r, now)
 		switch c := r.Version.Compare(res.Prev.Version); {
+		case c == 0 && q&ToPeers != 0 && s.untold(s.entries.at(id)):
+			// More news under the version that it shares.
 		case c == 0:
 			res.Outcome = Same
 			return res
@@ -291,9 +294,13 @@ func (s *shard) update(t *Table, id uint32, hash uint64, r *Record, q Queue, unt
 // both have the new one. The two are no more than a tick apart, and a third
 // version between them would be of a node that had not heard of either.
 func (s *shard) keepVersion(e *entry, v Version) bool {
-	return e.queues&ToPeers != 0 && e.bits&bitShown == 0 && e.clock >= LiveClock &&
-		s.modes.at(e.mode).node == v.Node &&
+	return s.untold(e) && s.modes.at(e.mode).node == v.Node &&
 		v.Clock>>horizonBits != e.clock>>horizonBits && v.Clock-e.clock < HorizonTick
+}
+
+// untold reports whether e is news of ours that nobody was told yet.
+func (s *shard) untold(e *entry) bool {
+	return e.queues&ToPeers != 0 && e.bits&bitShown == 0 && e.clock >= LiveClock
 }
 
 // put makes an entry of r, which p did not find.

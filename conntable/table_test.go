@@ -531,3 +531,49 @@ func TestConcurrentUse(t *testing.T) {
 		t.Error("the digests depend on the order")
 	}
 }
+
+// News that shares a version: what was not told yet is replaced under it, what
+// was told, or shown to a walk, is not.
+func TestSharedVersion(t *testing.T) {
+	clock := NewClock(1)
+	v := clock.Shared(time.Second)
+	if w := clock.Shared(time.Second); w != v {
+		t.Fatalf("shared %v, then %v", v, w)
+	}
+	clock.Turn()
+	if w := clock.Shared(time.Second); w.Compare(v) <= 0 {
+		t.Fatalf("%v after %v and a turn", w, v)
+	}
+	for _, c := range []struct {
+		name    string
+		between func(*Table, Ref)
+		want    Outcome
+	}{
+		{"untold", func(*Table, Ref) {}, Updated},
+		{"told", func(tab *Table, ref Ref) { var r Record; tab.Take(ref, ToPeers, &r) }, Same},
+		{"shown", func(tab *Table, _ Ref) { tab.Each(func(*Record) bool { return true }) }, Same},
+	} {
+		tab := New(10)
+		r := sample(1)
+		r.Version = v
+		ref := tab.Apply(&r, ToPeers).Ref
+		c.between(tab, ref)
+		r.State, r.Timeout = 4, 120*time.Second
+		if got := tab.Apply(&r, ToPeers).Outcome; got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+		var out Record
+		if tab.Lookup(r.Key, &out); (out.State == 4) != (c.want == Updated) {
+			t.Errorf("%s: state %d", c.name, out.State)
+		}
+		var d, want Digests
+		h := v.Clock&^(HorizonTick-1) + HorizonTick
+		tab.Digests(h, &d)
+		fresh := New(10)
+		fresh.Apply(&out, 0)
+		fresh.Digests(h, &want)
+		if d != want {
+			t.Errorf("%s: digests differ from those of what is there", c.name)
+		}
+	}
+}

@@ -64,6 +64,7 @@ type Clock struct {
 	start time.Time
 	ahead atomic.Uint64 // what the clock read at start, as far as is known now
 	last  atomic.Uint64
+	share atomic.Uint64 // the version that Shared gave last
 }
 
 // NewClock returns the Clock of node.
@@ -82,6 +83,25 @@ func (c *Clock) Next() Version {
 		}
 	}
 }
+
+// Shared returns the version that it returned last, if that is no older than
+// grain and Turn was not called since, else a new one. It is for news of many
+// connections that is told together: what all have in common is said once.
+// Versions order the tellings of one connection only, so who tells of the same
+// one again must use Next if what was told before has the same or a higher
+// version.
+func (c *Clock) Shared(grain time.Duration) Version {
+	now := c.at(time.Now())
+	if v := c.share.Load(); v != 0 && now-min(now, v) <= uint64(grain/time.Microsecond) {
+		return Version{v, c.node}
+	}
+	v := c.Next()
+	c.share.Store(v.Clock)
+	return v
+}
+
+// Turn makes Shared return a new version.
+func (c *Clock) Turn() { c.share.Store(0) }
 
 // Now returns the clock's reading without making a version.
 func (c *Clock) Now() uint64 { return c.at(time.Now()) }

@@ -74,7 +74,7 @@ func (c *Core) settleState() {
 	if c.state != Joining || c.leaving || c.linkDown || c.closeAll || c.unsure || c.applying || c.holds() {
 		return
 	}
-	if c.now-c.joinSince <= c.maxLw || c.spoke == 0 || c.now-c.spoke <= 3*c.cfg.Interval || c.noFrames {
+	if c.now-c.joinSince <= c.maxLw || c.spoke == 0 || c.now-c.spoke <= 3*c.cfg.Interval || c.framesLost() {
 		return
 	}
 	if !c.cfg.Witness && (c.strange() || !c.gateFull && (!c.gateCold || c.served())) {

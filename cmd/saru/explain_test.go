@@ -29,7 +29,7 @@ func TestExplainNamesTheAcceptor(t *testing.T) {
 	servers := l.greet("tcp4", "10.9.0.100:80")
 	defer servers.close()
 	client := l.newNS()
-	l.plug(client, "client", "10.9.0.1")
+	l.plug(client, "br0", "client", "10.9.0.1")
 	for port := 30000; port < 30012; port++ {
 		from := fmt.Sprintf("10.9.0.1:%d", port)
 		var told []*director.Explanation

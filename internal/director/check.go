@@ -19,7 +19,7 @@ func Check(w io.Writer, s *Settings) error {
 	if len(s.VIPs) == 0 {
 		fmt.Fprintln(w, "share          none: no addresses are configured, membership only")
 	} else {
-		fmt.Fprintf(w, "share          %v on %s, MAC %v, %d buckets by %v, lease %v\n", s.VIPs, s.Interface, s.MAC, s.Buckets, s.Sense, s.Lease)
+		fmt.Fprintf(w, "share          %s on %s, MAC %v, %d buckets by %v, lease %v\n", vipList(s.VIPs), s.Interface, s.MAC, s.Buckets, s.Sense, s.Lease)
 	}
 	fmt.Fprintf(w, "nftables       %s\n", verdict("yes", nft.Probe()))
 	fmt.Fprintf(w, "nfqueue        %s\n", verdict("yes", nft.ProbeQueues()))

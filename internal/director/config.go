@@ -98,7 +98,7 @@ type Settings struct {
 	Voters  []membership.NodeID // none: quorum lan
 
 	ID        int
-	VIPs      []netip.Addr // none: no share, membership only
+	VIPs      []netip.Prefix // none: no share, membership only
 	Interface string
 	Sense     partition.Sense
 	Method    partition.Method
@@ -324,21 +324,11 @@ func (f *File) share(s *Settings) (err error) {
 	default:
 		return config.Bad("share.target = %q: no such value; use \"ipvs\" or \"local\"", f.Share.Target)
 	}
-	for _, t := range f.Share.Addresses {
-		a, err := netip.ParseAddr(t)
-		if err != nil || !a.Is4() || a.IsMulticast() || a.IsUnspecified() {
-			return config.Bad("share.addresses = %q: not an IPv4 address that clients can use, such as \"10.9.0.100\"", t)
-		}
-		if slices.Contains(s.VIPs, a) {
-			return config.Bad("share.addresses names %v twice; remove one", a)
-		}
-		s.VIPs = append(s.VIPs, a)
+	if s.VIPs, err = virtual("share.addresses", f.Share.Addresses); err != nil {
+		return err
 	}
 	if len(s.VIPs) == 0 {
 		return nil
-	}
-	if len(s.VIPs) > 64 {
-		return config.Bad("share.addresses has %d addresses; use at most 64", len(s.VIPs))
 	}
 	s.Interface = f.Share.Interface
 	if s.Interface == "" {
@@ -371,7 +361,7 @@ func (f *File) share(s *Settings) (err error) {
 // Plan is how the share is divided.
 func (s *Settings) Plan() partition.Plan {
 	return partition.Plan{
-		VIPs: partition.Hosts(s.VIPs...), Buckets: s.Buckets, Seed: s.Seed,
+		VIPs: s.VIPs, Buckets: s.Buckets, Seed: s.Seed,
 		Default: partition.Division{Sense: s.Sense, Method: s.Method},
 	}
 }
@@ -422,14 +412,16 @@ func (f *File) keys(s *Settings) (err error) {
 // Shape is the hash of all that decides a packet: directors that differ in it
 // must not divide a share between them.
 func (s *Settings) Shape() uint64 {
-	h := sha256.New()
-	vips := slices.Clone(s.VIPs)
-	slices.SortFunc(vips, netip.Addr.Compare)
 	quorum := "lan"
 	if len(s.Voters) > 0 {
 		quorum = "majority" // of whom is agreed on apart, so that one voter at a time can change
 	}
-	fmt.Fprintf(h, "saru shape 1 %d %v %v %v %d %d %v %s", s.ID, vips, s.Sense, s.Method, s.Buckets, s.Seed, s.MAC, quorum)
+	plan := ""
+	if d, err := partition.NewDivider(s.Plan()); err == nil { // else there is no share, or it was refused
+		plan = d.Shape()
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "saru shape 2 %d %v %s; %s", s.ID, s.MAC, quorum, plan)
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 

@@ -14,6 +14,7 @@ import (
 	"saru/internal/config/configtest"
 	"saru/internal/metrics"
 	"saru/internal/seal"
+	"saru/partition"
 )
 
 // full has every key of the contract, as far as this version does them.
@@ -105,6 +106,11 @@ func TestBadConfiguration(t *testing.T) {
 		{`id        = 1`, `id = 256`, `share.id`},
 		{`addresses = []`, `addresses = ["fe80::1"]`, `share.addresses`},
 		{`addresses = []`, `addresses = ["10.9.0.100", "10.9.0.100"]`, `share.addresses`},
+		{`addresses = []`, `addresses = ["10.9.0.100/24"]`, `use the network 10.9.0.0/24`},
+		{`addresses = []`, `addresses = ["10.9.7.0/24", "10.9.7.9"]`, `overlap`},
+		{`addresses = []`, `addresses = ["127.0.0.0/8"]`, `share.addresses`},
+		{`addresses = []`, `addresses = ["::ffff:10.9.0.100"]`, `share.addresses`},
+		{`addresses = []`, `addresses = ["2000::/3"]`, `too large`},
 		{`addresses = []`, "addresses = [\"10.9.0.100\"]\ninterface = \"nope0\"\n#", `share.interface = "nope0"`},
 		{`sense     = "src-port"`, `sense = "colour"`, `share.sense`},
 		{`buckets   = 256`, `buckets = 100`, `share.buckets = 100`},
@@ -160,9 +166,9 @@ func TestShape(t *testing.T) {
 		return s
 	}
 	a := base()
-	a.VIPs = []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")}
+	a.VIPs = partition.Hosts(netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2"))
 	b := base()
-	b.VIPs = []netip.Addr{a.VIPs[1], a.VIPs[0]}
+	b.VIPs = []netip.Prefix{a.VIPs[1], a.VIPs[0]}
 	b.Node, b.Weight, b.Lease = "d2", 7, time.Second
 	if a.Shape() != b.Shape() {
 		t.Error("the order of addresses, name, weight or lease changes the shape")

@@ -58,7 +58,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", version, "share", s.VIPs, "lease", s.Lease)
+	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", version, "share", vipList(s.VIPs), "lease", s.Lease)
 	if len(s.VIPs) == 0 {
 		log.Info("no addresses are configured in [share]: membership only")
 	}
@@ -194,7 +194,8 @@ func (d *daemon) openShare() (err error) {
 	}
 	d.lan, err = lan.Open(lan.Config{
 		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),
-		Answer: func(netip.Addr) bool { return d.engine.master.Load() },
+		Answer:  func(netip.Addr) bool { return d.engine.master.Load() },
+		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
 	return err
 }

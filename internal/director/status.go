@@ -123,9 +123,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	if s.IPVS {
 		st.Share.Target = "ipvs"
 	}
-	for _, v := range s.VIPs {
-		st.Share.Addresses = append(st.Share.Addresses, v.String())
-	}
+	st.Share.Addresses = vipTexts(s.VIPs)
 	var snap membership.Snapshot
 	addrs := map[membership.NodeID]string{}
 	err := d.engine.ask(ctx, func(now time.Duration) {

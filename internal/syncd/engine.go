@@ -88,7 +88,11 @@ type Engine struct {
 	refused    atomic.Uint64 // the kernel did not take them
 	reinjected atomic.Uint64
 	expired    atomic.Uint64
+	heldBack   atomic.Uint64 // records whose real server is unknown here
 	services   atomic.Pointer[Services]
+	servers    atomic.Pointer[servers] // of services
+	templates  templates
+	audit      *audit
 	bridge     *Bridge // nil without legacy directors
 }
 
@@ -105,6 +109,7 @@ func New(cfg Config) *Engine {
 	}
 	e.table.RefuseLate(e.clock, lateSlack)
 	e.born = e.clock.Now()
+	e.audit = newAudit(e, threadCPU)
 	e.session = peer.NewSession(peer.Config{
 		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,
 		StartPeriod: cfg.StartPeriod, Datagram: cfg.Datagram,
@@ -130,6 +135,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.join(ctx) })
 	g.Go(func() error { return every(ctx, expireEvery, e.expire) })
 	g.Go(func() error { return every(ctx, servicesEvery, e.watchServices) })
+	g.Go(func() error { return every(ctx, templatesEvery, e.replaceTemplates) })
+	g.Go(func() error { return e.audit.run(ctx) })
 	g.Go(func() error { return e.makeDigests(ctx) })
 	g.Go(func() error {
 		select {

@@ -69,7 +69,9 @@ func (e *Engine) heardAt(k *usersync.Record, v conntable.Version) {
 	r.PEData = slices.Clone(k.PEData)
 	// Two tellings within a microsecond: the one that came last counts.
 	for range 4 {
-		if e.news(&r) != conntable.Same {
+		res := e.table.Apply(&r, e.newsFor())
+		e.queued(res)
+		if res.Outcome != conntable.Same {
 			return
 		}
 		r.Version.Clock++

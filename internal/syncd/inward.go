@@ -16,8 +16,13 @@ func (e *Engine) deliver(r *conntable.Record) {
 	if r.Version.Node == e.self && !e.isOurs(r.Version) && e.keepFound(r) {
 		return
 	}
+	var old conntable.Record
+	was := r.Template && e.table.Lookup(r.Key, &old) && !old.Deleted
 	res := e.table.Apply(r, conntable.ToKernel)
 	e.outcomes[res.Outcome].Add(1)
+	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest {
+		e.replaceTemplate(old.Connection)
+	}
 	if res.Queued&conntable.ToKernel == 0 {
 		return
 	}
@@ -86,6 +91,9 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
+		case e.held(&r):
+			e.heldBack.Add(1)
+		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
 			conns = append(conns, forKernel(&r))
 		}
@@ -151,6 +159,8 @@ func (e *Engine) watchServices() {
 		e.log.Debug("list services", "err", err)
 		return
 	}
+	all := serversOf(now.Targets)
+	e.servers.Store(&all)
 	before := e.services.Swap(&now)
 	if before == nil {
 		before = &Services{}
@@ -162,14 +172,14 @@ func (e *Engine) watchServices() {
 		}
 	}
 	if len(appeared) > 0 {
-		e.reinject(appeared)
+		e.reinject(serversOf(appeared))
 	}
 }
 
-func (e *Engine) reinject(to map[Target]struct{}) {
+func (e *Engine) reinject(to servers) {
 	n := uint64(0)
 	e.table.Each(func(r *conntable.Record) bool {
-		if r.Deleted || e.isOurs(r.Version) || r.Version.Clock < conntable.LiveClock || !matches(r, to) {
+		if r.Deleted || e.isOurs(r.Version) || r.Version.Clock < conntable.LiveClock || !to.has(r) {
 			return true
 		}
 		if ref, queued := e.table.Queue(r.Key, conntable.ToKernel); queued != 0 {
@@ -182,21 +192,4 @@ func (e *Engine) reinject(to map[Target]struct{}) {
 		e.reinjected.Add(n)
 		e.log.Info("real servers appeared, telling the kernel again", "real_servers", len(to), "connections", n)
 	}
-}
-
-// matches reports whether one of the targets is r's real server. Templates and
-// fwmark services do not name the service's port.
-func matches(r *conntable.Record, to map[Target]struct{}) bool {
-	if _, ok := to[Target{Virtual: r.Virtual, Protocol: r.Protocol, Dest: r.Dest}]; ok {
-		return true
-	}
-	if !r.Template && r.FWMark == 0 {
-		return false
-	}
-	for t := range to {
-		if t.Dest.Addr() == r.Dest.Addr() {
-			return true
-		}
-	}
-	return false
 }

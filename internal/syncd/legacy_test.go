@@ -168,6 +168,7 @@ func TestLegacyStrangersAreRefused(t *testing.T) {
 		a, bridge, _ := startBridged(t, peertest.New(3), 1, k)
 		time.Sleep(3 * time.Second)
 		other := netip.MustParseAddrPort("10.66.0.1:80")
+		client := 0
 		for name, x := range map[string]struct {
 			change func(*conntable.Connection)
 			taken  bool
@@ -184,7 +185,8 @@ func TestLegacyStrangersAreRefused(t *testing.T) {
 			}, true},
 			"data connection": {func(c *conntable.Connection) { c.Virtual = netip.AddrPortFrom(vip.Addr(), 20) }, true},
 		} {
-			c := tcp(2, established, 900*time.Second)
+			client += 2
+			c := tcp(client, established, 900*time.Second)
 			x.change(&c)
 			bridge.Heard(&c)
 			var r conntable.Record
@@ -227,6 +229,7 @@ func TestLegacyDirectorsAreTold(t *testing.T) {
 		if told := link.of(c); len(told) != 1 || told[0].State != established || told[0].Timeout != 900*time.Second {
 			t.Errorf("told %+v of a new connection", told)
 		}
+		k.lost(gone.Key)
 		a.queued(a.table.Delete(gone.Key, a.clock.Next(), a.newsFor()))
 		time.Sleep(20 * time.Millisecond)
 		if told := link.of(gone); len(told) != 2 || told[1].State != tcpClose || told[1].Timeout != time.Second {

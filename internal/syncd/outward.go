@@ -20,7 +20,7 @@ const silentTimeout = time.Minute
 // director took the connection over.
 func (e *Engine) Captured(c *conntable.Connection) {
 	e.captured.Add(1)
-	r := conntable.Record{Connection: *c, Version: e.clock.Next(), Remaining: c.Timeout}
+	r := conntable.Record{Connection: *c, Version: e.clock.Shared(flushWindow), Remaining: c.Timeout}
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
@@ -33,10 +33,15 @@ func (e *Engine) Captured(c *conntable.Connection) {
 }
 
 // news merges a record of ours and queues it for the peers.
-func (e *Engine) news(r *conntable.Record) conntable.Outcome {
+func (e *Engine) news(r *conntable.Record) {
 	res := e.table.Apply(r, e.newsFor())
+	if res.Outcome == conntable.Same || res.Outcome == conntable.Stale {
+		// The version that it shares with other news is older than what the
+		// connection has.
+		r.Version = e.clock.Next()
+		res = e.table.Apply(r, e.newsFor())
+	}
 	e.queued(res)
-	return res.Outcome
 }
 
 // newsFor returns who is told what happens here.
@@ -86,6 +91,7 @@ func (e *Engine) flush(ctx context.Context) error {
 			}
 		}
 		refs = e.toPeers.swap(refs)
+		e.clock.Turn()
 		last = time.Now()
 		recs = e.sendNews(refs, recs)
 		e.toPeers.finish(len(refs))

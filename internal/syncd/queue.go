@@ -36,6 +36,13 @@ func (q *queue) push(ref conntable.Ref) {
 	}
 }
 
+// idle reports whether nothing waits or is being dealt with.
+func (q *queue) idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.done == q.pushed
+}
+
 // size is how many entries wait.
 func (q *queue) size() int {
 	q.mu.Lock()

@@ -23,6 +23,8 @@ type Status struct {
 	Connections ConnectionCounts  `json:"connections"`
 	Peers       []peer.PeerStatus `json:"peers"`
 	Kernel      KernelCounts      `json:"kernel"`
+	Audit       AuditCounts       `json:"audit"`     // of the kernel's table against the mirror
+	Templates   TemplateCounts    `json:"templates"` // that directors disagreed on
 	Sent        SentCounts        `json:"sent"`
 	Legacy      *LegacyStatus     `json:"legacy,omitempty"` // null: off
 	Records     map[string]uint64 `json:"records"`          // the peers' records, by what became of them
@@ -44,8 +46,17 @@ type KernelCounts struct {
 	Injected   uint64 `json:"injected"`
 	Drops      uint64 `json:"drops"` // the kernel lost them or did not take them
 	Reinjected uint64 `json:"reinjected"`
-	Shed       uint64 `json:"shed"` // connections that a full mirror did not take, or gave up for others
+	HeldBack   uint64 `json:"held_back"` // records not injected since their real server was unknown here
+	Shed       uint64 `json:"shed"`      // connections that a full mirror did not take, or gave up for others
 	Waiting    int    `json:"waiting"`
+}
+
+// TemplateCounts says how often two directors had chosen different real
+// servers for one client, and how often that was left alone since too many
+// were being mended.
+type TemplateCounts struct {
+	Conflicts uint64 `json:"conflicts"`
+	Left      uint64 `json:"left"`
 }
 
 // SentCounts says what the peers were told.
@@ -76,6 +87,8 @@ func (e *Engine) Status() Status {
 	if s := e.services.Load(); s != nil {
 		st.Connections.Kernel = s.Connections
 	}
+	st.Kernel.HeldBack, st.Audit = e.heldBack.Load(), e.audit.Counts()
+	st.Templates.Conflicts, st.Templates.Left = e.templates.counts()
 	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()
 	for o := range e.outcomes {
 		st.Records[conntable.Outcome(o).String()] = e.outcomes[o].Load()
@@ -96,6 +109,11 @@ func (st *Status) Print(w io.Writer) error {
 		st.Connections.Mirror, st.Connections.Limit, st.Connections.Kernel)
 	fmt.Fprintf(ew, "  kernel       %d records captured, %d injected, %d injected again, %d dropped, %d waiting; source %s\n",
 		st.Kernel.Captured, st.Kernel.Injected, st.Kernel.Reinjected, st.Kernel.Drops, st.Kernel.Waiting, st.Source)
+	fmt.Fprintf(ew, "  audit        pass %d took %.1f s for %d entries; %d told, %d gone, %d injected again, %d deleted, %d held; %.1f %% of one core\n",
+		st.Audit.Passes, st.Audit.PassS, st.Audit.Entries, st.Audit.Told, st.Audit.Gone, st.Audit.Reinjected, st.Audit.Deleted, st.Audit.Held, 100*st.Audit.CPUShare)
+	if st.Templates.Conflicts > 0 {
+		fmt.Fprintf(ew, "  templates    %d that directors disagreed on, %d of them left alone\n", st.Templates.Conflicts, st.Templates.Left)
+	}
 	fmt.Fprintf(ew, "  sent         %d records in %d datagrams, up for %v\n",
 		st.Sent.Records, st.Sent.Datagrams, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
 	st.Legacy.print(ew)

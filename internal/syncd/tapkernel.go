@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,13 +46,20 @@ func (k *tapKernel) Delete(c conntable.Connection) error { return k.tap.Delete(c
 func (k *tapKernel) Stats() KernelStats {
 	s := k.tap.Stats()
 	st := KernelStats{
-		Source: "daemon", Captured: s.Captured.Records, Injected: s.Injected, Beats: s.Captured.Beats,
+		Source: "daemon", NotCovered: notCovered, Captured: s.Captured.Records, Injected: s.Injected, Beats: s.Captured.Beats,
 		Drops: s.CaptureDrops + s.InjectDrops + s.Unencodable,
 	}
 	if ok, why := k.tap.Healthy(); !ok {
 		st.Degraded = why
 	}
 	return st
+}
+
+// notCovered is what the sync threads and /proc cannot give.
+var notCovered = []string{
+	"handshakes that are not complete, and UDP of one-packet services: the kernel never tells of them",
+	"a server's reset, and what the server alone keeps alive: seen by the audit only (see its last pass for how often)",
+	"what /proc does not show of connections that are older than syncd: sequence numbers (FTP), SIP call ids",
 }
 
 func (k lister) Services() (Services, error) {
@@ -105,15 +113,19 @@ func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 // known is what the services tell of entries that /proc shows.
 type known struct {
 	forward map[Target]uint32
+	marks   map[netip.AddrPort]uint32    // of fwmark services, by real server
 	byDest  map[netip.Addr]uint32        // for templates and fwmark services
 	persist map[netip.Addr]time.Duration // by virtual address
 }
 
 func (k lister) knownServices() (*known, error) {
-	out := &known{map[Target]uint32{}, map[netip.Addr]uint32{}, map[netip.Addr]time.Duration{}}
+	out := &known{map[Target]uint32{}, map[netip.AddrPort]uint32{}, map[netip.Addr]uint32{}, map[netip.Addr]time.Duration{}}
 	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
 		out.forward[target(s, d)] = d.Forward
 		out.byDest[d.Addr.Addr()] = d.Forward
+		if s.FWMark != 0 {
+			out.marks[d.Addr] = s.FWMark
+		}
 		if s.Flags&ipvs.ServicePersistent != 0 && s.FWMark == 0 {
 			out.persist[s.Addr.Addr()] = time.Duration(s.Timeout) * time.Second
 		}
@@ -121,11 +133,20 @@ func (k lister) knownServices() (*known, error) {
 	return out, err
 }
 
-// complete sets c's forwarding method and timeout.
+// complete sets c's forwarding method, timeout and mark.
 func (k *known) complete(c *conntable.Connection) {
 	fwd, ok := k.forward[Target{Virtual: c.Virtual, Protocol: c.Protocol, Dest: c.Dest}]
 	if !ok {
+		c.FWMark = k.marks[c.Dest]
 		fwd, ok = k.byDest[c.Dest.Addr()]
+	}
+	if a := c.Virtual.Addr(); c.Template && c.Protocol == 0 { // its address is the mark
+		b := a.As16()
+		if a.Is4() {
+			c.FWMark = binary.BigEndian.Uint32(b[12:])
+		} else {
+			c.FWMark = binary.BigEndian.Uint32(b[:])
+		}
 	}
 	if !ok {
 		fwd = conntable.FlagFwdGate // harmless: it forwards to whom it says, unchanged

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,13 +58,9 @@ var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 func unicast(mac [6]byte) bool { return mac[0]&1 == 0 && mac != [6]byte{} }
 
-// A packetSocket sends and receives ARP frames on one interface, and holds
-// the membership of the shared MAC.
-type packetSocket struct {
-	fd int
-}
-
-func openPacket(ifi *net.Interface, mac [6]byte) (*packetSocket, error) {
+// openARP opens a socket that sends and receives ARP frames on one interface,
+// and holds the membership of the shared MAC.
+func openARP(ifi *net.Interface, mac [6]byte) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -77,7 +74,7 @@ func openPacket(ifi *net.Interface, mac [6]byte) (*packetSocket, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &packetSocket{fd}, nil
+	return os.NewFile(uintptr(fd), "arp "+ifi.Name), nil
 }
 
 // bigEndian returns v as the kernel's __be16 reads in this host's order.

@@ -7,63 +7,67 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
 // A Config names the LAN and what is shared there.
 type Config struct {
 	Interface string
-	VIPs      []netip.Addr     // IPv4
+	VIPs      []netip.Prefix   // masked
 	MAC       net.HardwareAddr // the shared MAC
 
-	// Answer says whether this director is the one that answers an ARP
-	// request from sender, which may be 0.0.0.0 (a probe, RFC 5227). It is
-	// called from Run's goroutine. Nil answers none.
+	// Answer says whether this director is the one that answers who asks for a
+	// virtual address: sender may be 0.0.0.0 or :: (a probe, RFC 5227 and RFC
+	// 4862). It is called from Run's goroutines. Nil answers none.
 	Answer func(sender netip.Addr) bool
 
-	// State is the file that keeps what Close restores, so that a start after
-	// a crash can restore it too. Empty: a crash leaves the sysctls changed.
+	// Changed is told what somebody else has changed and Run has put right. It
+	// is called from one of Run's goroutines. Nil: nobody is told.
+	Changed func(what string)
+
+	// State is the file that keeps what Close takes back, so that a start after
+	// a crash can take it back too. Empty: a crash leaves some of it.
 	State string
 }
 
-// A LAN is the director's place on it. It is a task: Run answers ARP.
+// keepEvery is how often Run looks whether its settings are still there.
+const keepEvery = 5 * time.Second
+
+// A LAN is the director's place on it. It is a task: Run answers ARP and
+// neighbour solicitations.
 type LAN struct {
 	cfg     Config
 	mac     [6]byte
 	ifindex int
-	vips    []netip.Addr
 	handle  *netlink.Handle
-	sysctls sysctls
-	added   []netip.Addr
-	socket  *packetSocket
-	file    *os.File // of the socket
+	state   state
+	arp     *os.File // also holds the membership of the shared MAC
+	nd      *os.File // nil without an IPv6 address
+	groups  *os.File // likewise
 	ready   chan struct{}
 	once    sync.Once
 
-	requests, answers, conflicts, malformed atomic.Uint64
+	requests, answers, conflicts, malformed, restored atomic.Uint64
 }
 
-// label marks the addresses on lo that are ours.
-const label = "lo:saru"
-
-// Open puts the addresses on lo, sets the sysctls and joins the shared MAC, in
-// the network namespace of the calling thread. Nothing is changed if it fails.
+// Open makes the addresses this host's, sets the sysctls and joins the shared
+// MAC and the groups, in the network namespace of the calling thread. Nothing
+// is changed if it fails.
 func Open(cfg Config) (_ *LAN, err error) {
 	if len(cfg.MAC) != 6 || cfg.MAC[0]&1 != 0 {
 		return nil, fmt.Errorf("lan: shared MAC %q: use a unicast Ethernet address such as 02:00:5e:00:01:c9", cfg.MAC)
 	}
 	l := &LAN{cfg: cfg, mac: [6]byte(cfg.MAC), ready: make(chan struct{})}
-	for _, a := range cfg.VIPs {
-		if a = a.Unmap(); !a.Is4() {
-			return nil, fmt.Errorf("lan: virtual address %v: only IPv4 is served yet", a)
+	for _, v := range cfg.VIPs {
+		if !v.IsValid() || v != v.Masked() || v.Addr().Is4In6() {
+			return nil, fmt.Errorf("lan: virtual address %v: use an address or a network", v)
 		}
-		l.vips = append(l.vips, a)
 	}
 	ifi, err := net.InterfaceByName(cfg.Interface)
 	if err != nil {
@@ -81,79 +85,61 @@ func Open(cfg Config) (_ *LAN, err error) {
 	if l.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("lan: open a netlink socket: %w", err)
 	}
-	if l.socket, err = openPacket(ifi, l.mac); err != nil {
+	if l.arp, err = openARP(ifi, l.mac); err != nil {
 		return nil, fmt.Errorf("lan: join %v on %s: %w", cfg.MAC, cfg.Interface, err)
 	}
-	l.file = os.NewFile(uintptr(l.socket.fd), "arp "+cfg.Interface)
+	if err := l.openND(ifi); err != nil {
+		return nil, fmt.Errorf("lan: IPv6 on %s: %w", cfg.Interface, err)
+	}
+	if l.state, err = openState(cfg.State); err != nil {
+		return nil, err
+	}
 	// Before the address is there: the kernel must not answer for it once.
-	if l.sysctls, err = openSysctls(cfg.State); err != nil {
-		return nil, err
-	}
-	for _, where := range []string{"all", cfg.Interface} {
-		if err := l.sysctls.set("net/ipv4/conf/"+where+"/arp_ignore", "1"); err != nil {
-			return nil, err
-		}
-		if err := l.sysctls.set("net/ipv4/conf/"+where+"/arp_announce", "2"); err != nil {
+	for _, s := range l.settings() {
+		if err := l.state.set(s.key, s.value); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.addVIPs(); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return l, l.addLocal()
 }
 
-// addVIPs puts those addresses on lo that are not there. One that carries our
-// label is what a crash left, and ours to remove.
-func (l *LAN) addVIPs() error {
-	lo, err := l.handle.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("lan: interface lo: %w", err)
-	}
-	have, err := l.handle.AddrList(lo, unix.AF_INET)
-	if err != nil {
-		return fmt.Errorf("lan: list addresses of lo: %w", err)
-	}
-	for _, vip := range l.vips {
-		i := slices.IndexFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(vip.AsSlice()) })
-		if i >= 0 && have[i].Label != label {
-			continue
+// settings are the sysctls that the addresses need.
+func (l *LAN) settings() []setting {
+	for _, v := range l.cfg.VIPs {
+		if v.Addr().Is4() {
+			return settings(l.cfg.Interface)
 		}
-		if i < 0 {
-			if err := l.handle.AddrAdd(lo, loAddr(vip)); err != nil {
-				return fmt.Errorf("lan: add %v to lo: %w", vip, err)
-			}
-		}
-		l.added = append(l.added, vip)
 	}
 	return nil
 }
 
-func loAddr(vip netip.Addr) *netlink.Addr {
-	return &netlink.Addr{
-		IPNet: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(32, 32)},
-		Label: label, Scope: unix.RT_SCOPE_UNIVERSE,
+func (l *LAN) openND(ifi *net.Interface) (err error) {
+	var hosts []netip.Addr
+	has := false
+	for _, v := range l.cfg.VIPs {
+		has = has || v.Addr().Is6()
+		if v.Addr().Is6() && v.IsSingleIP() {
+			hosts = append(hosts, v.Addr())
+		}
 	}
+	if !has {
+		return nil
+	}
+	if l.nd, err = openND(ifi); err != nil {
+		return err
+	}
+	l.groups, err = joinGroups(ifi, hosts)
+	return err
 }
 
 // Close takes back all that Open did. It may be called twice; not beside Run.
 func (l *LAN) Close() error {
-	var errs []error
-	if lo, err := l.linkLo(); err != nil {
-		errs = append(errs, err)
-	} else if lo != nil {
-		for _, vip := range l.added {
-			err := l.handle.AddrDel(lo, loAddr(vip))
-			if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-				errs = append(errs, fmt.Errorf("lan: remove %v from lo: %w", vip, err))
-			}
+	errs := []error{l.removeLocal(), l.state.restoreSysctls(), l.state.remove()}
+	for _, f := range []**os.File{&l.arp, &l.nd, &l.groups} {
+		if *f != nil {
+			errs = append(errs, (*f).Close())
+			*f = nil
 		}
-	}
-	l.added = nil
-	errs = append(errs, l.sysctls.restore())
-	if l.file != nil {
-		errs = append(errs, l.file.Close())
-		l.file = nil
 	}
 	if l.handle != nil {
 		l.handle.Close()
@@ -162,26 +148,31 @@ func (l *LAN) Close() error {
 	return errors.Join(errs...)
 }
 
-func (l *LAN) linkLo() (netlink.Link, error) {
-	if l.handle == nil || len(l.added) == 0 {
-		return nil, nil
-	}
-	return l.handle.LinkByName("lo")
-}
-
-// Ready is closed once ARP requests are answered.
+// Ready is closed once requests are answered.
 func (l *LAN) Ready() <-chan struct{} { return l.ready }
 
 func (l *LAN) String() string { return "lan " + l.cfg.Interface }
 
-// Run answers ARP requests for the virtual addresses until ctx ends.
+// Run answers requests for the virtual addresses, and keeps the sysctls, until
+// ctx ends.
 func (l *LAN) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { l.file.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return l.serve(ctx, l.arp, l.answerARP) })
+	if l.nd != nil {
+		group.Go(func() error { return l.serve(ctx, l.nd, l.answerND) })
+	}
+	group.Go(func() error { return l.keep(ctx) })
 	l.once.Do(func() { close(l.ready) })
+	return group.Wait()
+}
+
+// serve answers what comes from one socket until ctx ends.
+func (l *LAN) serve(ctx context.Context, from *os.File, answer func(frame []byte) error) error {
+	stop := context.AfterFunc(ctx, func() { from.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	buf := make([]byte, 256)
 	for ctx.Err() == nil {
-		n, err := l.file.Read(buf)
+		n, err := from.Read(buf)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -190,11 +181,35 @@ func (l *LAN) Run(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("lan: read from %s: %w", l.cfg.Interface, err)
 		}
-		if err := l.answer(buf[:n]); err != nil && !lost(err) {
+		if err := answer(buf[:n]); err != nil && !lost(err) {
 			return err
 		}
 	}
 	return nil
+}
+
+// keep puts right what somebody else has changed: a reload of sysctl.conf, or
+// udev's for an interface that came anew.
+func (l *LAN) keep(ctx context.Context) error {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		changed, err := l.keepSettings()
+		if err != nil {
+			changed = append(changed, err.Error())
+		}
+		for _, what := range changed {
+			l.restored.Add(1)
+			if l.cfg.Changed != nil {
+				l.cfg.Changed(what)
+			}
+		}
+	}
 }
 
 // lost reports whether a frame could not be sent for a reason that passes.
@@ -202,25 +217,71 @@ func lost(err error) bool {
 	return errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENXIO)
 }
 
-func (l *LAN) answer(frame []byte) error {
+func (l *LAN) isVIP(a netip.Addr) bool {
+	for _, v := range l.cfg.VIPs {
+		if v.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// asked counts a request for a virtual address, and reports whether this
+// director is the one to answer it.
+func (l *LAN) asked(sender netip.Addr) bool {
+	l.requests.Add(1)
+	return l.cfg.Answer != nil && l.cfg.Answer(sender)
+}
+
+func (l *LAN) answerARP(frame []byte) error {
 	p, err := parseARP(frame)
 	if err != nil {
 		l.malformed.Add(1)
 		return nil
 	}
-	if slices.Contains(l.vips, p.sender) && p.senderMAC != l.mac {
+	if l.isVIP(p.sender) && p.senderMAC != l.mac {
 		l.conflicts.Add(1)
 		return nil
 	}
-	if p.op != opRequest || p.sender == p.target || !slices.Contains(l.vips, p.target) || !unicast(p.senderMAC) {
-		return nil
-	}
-	l.requests.Add(1)
-	if l.cfg.Answer == nil || !l.cfg.Answer(p.sender) {
+	if p.op != opRequest || p.sender == p.target || !l.isVIP(p.target) || !unicast(p.senderMAC) || !l.asked(p.sender) {
 		return nil
 	}
 	reply := arpPacket{op: opReply, senderMAC: l.mac, sender: p.target, targetMAC: p.senderMAC, target: p.sender}
-	if err := l.send(&reply, p.senderMAC); err != nil {
+	if err := l.send(l.arp, reply.appendFrame, p.senderMAC); err != nil {
+		return err
+	}
+	l.answers.Add(1)
+	return nil
+}
+
+// answerND answers a solicitation as RFC 4861 section 7.2.4 says.
+func (l *LAN) answerND(frame []byte) error {
+	p, err := parseND(frame)
+	if err != nil {
+		l.malformed.Add(1)
+		return nil
+	}
+	claims := p.kind == advertisement && l.isVIP(p.target) || p.kind == solicitation && l.isVIP(p.src)
+	if claims && p.mac != l.mac {
+		l.conflicts.Add(1)
+		return nil
+	}
+	if p.kind != solicitation || !l.isVIP(p.target) || p.src == p.target || !l.asked(p.src) {
+		return nil
+	}
+	reply := ndPacket{kind: advertisement, flags: flagSolicited | flagOverride, src: p.target, dst: p.src, target: p.target, mac: l.mac}
+	to := p.mac
+	switch {
+	case p.src == unspecified: // somebody wants the address (RFC 4862 section 5.4.3)
+		reply.flags, reply.dst, to = flagOverride, allNodes, multicastMAC(allNodes)
+	case !unicast(to):
+		to = [6]byte(frame[6:])
+	}
+	if !unicast(to) && reply.dst != allNodes {
+		l.malformed.Add(1)
+		return nil
+	}
+	if err := l.send(l.nd, reply.appendFrame, to); err != nil {
 		return err
 	}
 	l.answers.Add(1)
@@ -228,20 +289,30 @@ func (l *LAN) answer(frame []byte) error {
 }
 
 // Announce tells the LAN the shared MAC of every virtual address (an ARP
-// announcement, RFC 5227 section 2.3), so that caches which hold a director's
-// own MAC forget it.
+// announcement, RFC 5227 section 2.3; an unsolicited advertisement, RFC 4861
+// section 7.2.6), so that caches which hold a director's own MAC forget it. The
+// addresses of a network are not announced: they are routed here.
 func (l *LAN) Announce() error {
-	for _, vip := range l.vips {
-		p := arpPacket{op: opRequest, senderMAC: l.mac, sender: vip, target: vip}
-		if err := l.send(&p, broadcast); err != nil {
+	for _, v := range l.cfg.VIPs {
+		var err error
+		switch vip := v.Addr(); {
+		case !v.IsSingleIP():
+		case vip.Is4():
+			p := arpPacket{op: opRequest, senderMAC: l.mac, sender: vip, target: vip}
+			err = l.send(l.arp, p.appendFrame, broadcast)
+		default:
+			p := ndPacket{kind: advertisement, flags: flagOverride, src: vip, dst: allNodes, target: vip, mac: l.mac}
+			err = l.send(l.nd, p.appendFrame, multicastMAC(allNodes))
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// send sends p from the interface's own MAC, never the shared one.
-func (l *LAN) send(p *arpPacket, dst [6]byte) error {
+// send sends a frame from the interface's own MAC, never the shared one.
+func (l *LAN) send(on *os.File, appendFrame func(b []byte, dst, src [6]byte) []byte, dst [6]byte) error {
 	link, err := l.handle.LinkByIndex(l.ifindex)
 	if err != nil {
 		return fmt.Errorf("lan: interface %s: %w", l.cfg.Interface, err)
@@ -250,22 +321,23 @@ func (l *LAN) send(p *arpPacket, dst [6]byte) error {
 	if len(own) != 6 || [6]byte(own) == l.mac {
 		return fmt.Errorf("lan: interface %s has the address %v: nothing may be sent from the shared MAC", l.cfg.Interface, own)
 	}
-	var buf [arpLen]byte
-	if _, err := l.file.Write(p.appendFrame(buf[:0], dst, [6]byte(own))); err != nil {
+	var buf [ndLen]byte
+	if _, err := on.Write(appendFrame(buf[:0], dst, [6]byte(own))); err != nil {
 		return fmt.Errorf("lan: send on %s: %w", l.cfg.Interface, err)
 	}
 	return nil
 }
 
-// Stats counts ARP packets.
+// Stats counts ARP packets and neighbour messages.
 type Stats struct {
 	Requests  uint64 // for a virtual address
 	Answers   uint64 // of which this director answered
 	Conflicts uint64 // somebody else says that a virtual address is its own
 	Malformed uint64
+	Restored  uint64 // sysctls that somebody had changed
 }
 
 // Stats returns the counts since Open.
 func (l *LAN) Stats() Stats {
-	return Stats{l.requests.Load(), l.answers.Load(), l.conflicts.Load(), l.malformed.Load()}
+	return Stats{l.requests.Load(), l.answers.Load(), l.conflicts.Load(), l.malformed.Load(), l.restored.Load()}
 }

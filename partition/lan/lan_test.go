@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -99,8 +100,15 @@ func values(t *testing.T) (v [4]string) {
 	return v
 }
 
+func hosts(addrs ...netip.Addr) (all []netip.Prefix) {
+	for _, a := range addrs {
+		all = append(all, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return all
+}
+
 func config() Config {
-	return Config{Interface: "eth0", VIPs: []netip.Addr{vip}, MAC: shared}
+	return Config{Interface: "eth0", VIPs: hosts(vip), MAC: shared}
 }
 
 func TestOpenClose(t *testing.T) {
@@ -133,7 +141,7 @@ func TestOperatorsOwn(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		lo, err := netlink.LinkByName("lo")
 		must(t, err)
-		mine := loAddr(vip)
+		mine := loAddr(hosts(vip)[0])
 		mine.Label = ""
 		must(t, netlink.AddrAdd(lo, mine))
 		before := loAddrs(t)
@@ -159,7 +167,7 @@ func TestAfterCrash(t *testing.T) {
 		addrs, before := loAddrs(t), values(t)
 		crashed, err := Open(cfg)
 		must(t, err)
-		must(t, crashed.file.Close())
+		must(t, crashed.arp.Close())
 		crashed.handle.Close()
 		l, err := Open(cfg)
 		must(t, err)
@@ -181,7 +189,7 @@ func TestBadState(t *testing.T) {
 		cfg := config()
 		cfg.State = filepath.Join(t.TempDir(), "lan.json")
 		before := values(t)
-		for _, bad := range []string{"", "{", `{"../../etc/passwd":{"Old":"x","New":"y"}}`, `{"net/ipv4/conf/../../../kernel/x":{}}`} {
+		for _, bad := range []string{"", "{", `{"Sysctls":{"../../etc/passwd":{"Old":"x","New":"y"}}}`, `{"Sysctls":{"net/ipv4/conf/../../../kernel/x":{}}}`, `{"Local":["x"]}`} {
 			must(t, os.WriteFile(cfg.State, []byte(bad), 0o600))
 			if l, err := Open(cfg); err == nil {
 				t.Errorf("%q: read", bad)
@@ -195,20 +203,19 @@ func TestBadState(t *testing.T) {
 }
 
 // A wire is the far end of eth0, seen raw.
-type wire struct{ *packetSocket }
+type wire struct{ *os.File }
 
 func openWire(t *testing.T) wire {
 	ifi, err := net.InterfaceByName("wire")
 	must(t, err)
-	s, err := openPacket(ifi, asker)
+	f, err := openARP(ifi, asker)
 	must(t, err)
-	must(t, unix.SetNonblock(s.fd, false))
-	must(t, unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}))
-	return wire{s}
+	must(t, f.SetReadDeadline(time.Now().Add(5*time.Second)))
+	return wire{f}
 }
 
 func (w wire) send(t *testing.T, p arpPacket) {
-	_, err := unix.Write(w.fd, p.appendFrame(nil, broadcast, asker))
+	_, err := w.Write(p.appendFrame(nil, broadcast, asker))
 	must(t, err)
 }
 
@@ -216,7 +223,7 @@ func (w wire) send(t *testing.T, p arpPacket) {
 // source.
 func (w wire) next(t *testing.T) (arpPacket, net.HardwareAddr) {
 	buf := make([]byte, 256)
-	n, err := unix.Read(w.fd, buf)
+	n, err := w.Read(buf)
 	must(t, err)
 	p, err := parseARP(buf[:n])
 	must(t, err)
@@ -234,7 +241,7 @@ func TestResponder(t *testing.T) {
 		l, err := Open(cfg)
 		must(t, err)
 		w := openWire(t)
-		defer unix.Close(w.fd)
+		defer w.Close()
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- l.Run(ctx) }()

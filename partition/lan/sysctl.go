@@ -1,48 +1,26 @@
 package lan
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 )
 
-// sysctls remembers the values that were there before ours.
-type sysctls struct {
-	file  string // "" for memory only
-	saved map[string]change
-}
+// A setting is a sysctl and the value that it must have.
+type setting struct{ key, value string }
 
-type change struct{ Old, New string }
-
-// openSysctls returns the memory; what a crash left in file is kept, so that
-// the values from before it are the ones restored.
-func openSysctls(file string) (sysctls, error) {
-	s := sysctls{file: file, saved: make(map[string]change)}
-	if file == "" {
-		return s, nil
+// settings are those of an interface with virtual IPv4 addresses: the kernel
+// must neither answer ARP for them nor name them in its own requests
+// (Documentation/networking/ip-sysctl.rst; the larger of all and the
+// interface's counts).
+func settings(device string) (all []setting) {
+	for _, where := range []string{"all", device} {
+		all = append(all, setting{"net/ipv4/conf/" + where + "/arp_ignore", "1"},
+			setting{"net/ipv4/conf/" + where + "/arp_announce", "2"})
 	}
-	b, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &s.saved)
-	}
-	if err == nil {
-		for key := range s.saved {
-			if filepath.Clean(key) != key || !strings.HasPrefix(key, "net/ipv4/conf/") {
-				err = fmt.Errorf("unexpected key %q", key)
-			}
-		}
-	}
-	if err != nil {
-		return sysctls{}, fmt.Errorf("lan: state file %s: %w; remove it", file, err)
-	}
-	return s, nil
+	return all
 }
 
 func path(key string) string { return "/proc/sys/" + key }
@@ -54,7 +32,7 @@ func readSysctl(key string) (string, error) {
 
 // set writes value to a sysctl, after the old one is safe in the file. A value
 // that is there already is the operator's and stays for good.
-func (s *sysctls) set(key, value string) error {
+func (s *state) set(key, value string) error {
 	old, err := readSysctl(key)
 	if err != nil {
 		return fmt.Errorf("lan: sysctl: %w", err)
@@ -62,8 +40,8 @@ func (s *sysctls) set(key, value string) error {
 	if old == value {
 		return nil
 	}
-	if _, known := s.saved[key]; !known {
-		s.saved[key] = change{old, value}
+	if _, known := s.Sysctls[key]; !known {
+		s.Sysctls[key] = change{old, value}
 		if err := s.store(); err != nil {
 			return err
 		}
@@ -74,31 +52,11 @@ func (s *sysctls) set(key, value string) error {
 	return nil
 }
 
-func (s *sysctls) store() error {
-	if s.file == "" {
-		return nil
-	}
-	b, err := json.Marshal(s.saved)
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(s.file), 0o755)
-	}
-	if err == nil {
-		err = os.WriteFile(s.file+".new", b, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(s.file+".new", s.file)
-	}
-	if err != nil {
-		return fmt.Errorf("lan: state file: %w", err)
-	}
-	return nil
-}
-
-// restore writes the old values back, except where somebody else has changed
-// ours since, or the interface is gone.
-func (s *sysctls) restore() error {
+// restoreSysctls writes the old values back, except where somebody else has
+// changed ours since, or the interface is gone.
+func (s *state) restoreSysctls() error {
 	var errs []error
-	for key, c := range s.saved {
+	for key, c := range s.Sysctls {
 		now, err := readSysctl(key)
 		if err == nil && now == c.New {
 			err = os.WriteFile(path(key), []byte(c.Old), 0)
@@ -107,11 +65,25 @@ func (s *sysctls) restore() error {
 			errs = append(errs, fmt.Errorf("lan: sysctl: %w", err))
 		}
 	}
-	s.saved = nil
-	if s.file != "" {
-		if err := os.Remove(s.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("lan: state file: %w", err))
-		}
-	}
+	s.Sysctls = nil
 	return errors.Join(errs...)
+}
+
+// keepSettings writes the settings again that somebody has changed, and
+// returns which.
+func (l *LAN) keepSettings() (changed []string, err error) {
+	for _, s := range l.settings() {
+		now, err := readSysctl(s.key)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && now == s.value {
+			continue // or the interface is gone for now
+		}
+		if err == nil {
+			err = l.state.set(s.key, s.value)
+		}
+		if err != nil {
+			return changed, err
+		}
+		changed = append(changed, fmt.Sprintf("%s was %s, must be %s", strings.ReplaceAll(s.key, "/", "."), now, s.value))
+	}
+	return changed, nil
 }

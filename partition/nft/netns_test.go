@@ -214,7 +214,7 @@ func (d *director) open(cfg nft.Config, answers bool) {
 			return err
 		}
 		d.lan, err = lan.Open(lan.Config{
-			Interface: "eth0", VIPs: []netip.Addr{vip}, MAC: cfg.MAC,
+			Interface: "eth0", VIPs: partition.Hosts(vip), MAC: cfg.MAC,
 			Answer: func(netip.Addr) bool { return answers },
 		})
 		return err

@@ -14,7 +14,8 @@ var errRestarted = errors.New("it restarted meanwhile")
 // A catchUp waits for one peer's records.
 type catchUp struct {
 	peer    *peerState
-	after   uint64 // a heartbeat made later than this tells how far to wait
+	ask     uint64 // a heartbeat that answers this, or a later question, tells how far to wait
+	after   uint64 // so does one made later than this, of a peer that answers no questions
 	told    bool
 	highest uint64
 	done    chan error
@@ -22,13 +23,14 @@ type catchUp struct {
 
 // CatchUp waits until all that the named peer had sent when CatchUp was called
 // is delivered, whatever was lost on the way. It asks the peer how much that
-// is: its heartbeat that follows ours carries a later clock.
+// is, with its heartbeats until one is answered.
 func (s *Session) CatchUp(ctx context.Context, name string) error {
 	s.mu.Lock()
 	var c *catchUp
 	for _, p := range s.peers {
 		if p.name == name {
-			c = &catchUp{peer: p, after: s.cfg.Clock.Now(), done: make(chan error, 1)}
+			s.asked++
+			c = &catchUp{peer: p, ask: s.asked, after: s.cfg.Clock.Now(), done: make(chan error, 1)}
 		}
 	}
 	if c == nil {
@@ -56,12 +58,39 @@ func (s *Session) CatchUp(ctx context.Context, name string) error {
 
 // toldLocked notes how much a peer has sent, for those who wait for it.
 func (s *Session) toldLocked(p *peerState, hb *heartbeat) {
+	var answered uint64
+	for _, a := range hb.answers {
+		if a.node == s.self {
+			answered = a.ask
+		}
+	}
 	for c := range s.catchUps {
-		if c.peer == p && !c.told && hb.clock > c.after {
+		if c.peer == p && !c.told && (c.ask <= answered || hb.version == 1 && hb.clock > c.after) {
 			c.told, c.highest = true, hb.highest
 		}
 	}
 	s.caughtUpLocked(p)
+}
+
+// questionLocked returns what to ask with the next heartbeat, 0 for nothing.
+func (s *Session) questionLocked() uint64 {
+	for c := range s.catchUps {
+		if !c.told {
+			return s.asked
+		}
+	}
+	return 0
+}
+
+// answersLocked returns what is to be answered with the next heartbeat.
+func (s *Session) answersLocked() (out []answer) {
+	for _, p := range s.peers {
+		if p.asks != 0 && len(out) < maxAnswers {
+			out = append(out, answer{p.node, p.asks})
+			p.asks = 0
+		}
+	}
+	return out
 }
 
 // caughtUpLocked lets go who waits for nothing any more. It is called when all

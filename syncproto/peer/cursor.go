@@ -2,7 +2,10 @@ package peer
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
+
+	"saru/conntable"
 )
 
 // A cursor reads fields off the front of a message. After a read past the end
@@ -59,6 +62,18 @@ func (c *cursor) uvarint(limit uint64) uint64 {
 	}
 	c.b = c.b[n:]
 	return v
+}
+
+// near reads the difference to clock, in the shortest form of a signed varint,
+// and returns the sum, at most conntable.MaxClock.
+func (c *cursor) near(clock uint64) uint64 {
+	u := c.uvarint(math.MaxUint64)
+	v := int64(clock) + (int64(u>>1) ^ -int64(u&1))
+	if v < 0 || v > conntable.MaxClock {
+		c.bad = true
+		return 0
+	}
+	return uint64(v)
 }
 
 func (c *cursor) addr(v6 bool) netip.Addr {

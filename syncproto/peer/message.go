@@ -3,12 +3,21 @@ package peer
 import (
 	"encoding/binary"
 	"errors"
+	"math"
+	"time"
 
 	"saru/conntable"
 )
 
 const (
-	protocolVersion = 1
+	// protocolVersion is the newest version of the protocol, which is spoken
+	// to those that understand it. The one before is understood too, and
+	// spoken as long as somebody is heard that understands no more.
+	//
+	// A message bears the lowest version that can read it: only records and
+	// the requests for a stream have another form than in version 1.
+	protocolVersion = 2
+	oldestVersion   = protocolVersion - 1
 
 	typeRecords   = 1
 	typeHeartbeat = 2
@@ -19,9 +28,13 @@ const (
 	typeEnd       = 19
 	typeRepair    = 20
 
-	headSize        = 8
-	recordsHeadSize = headSize + 8 + 8 + 4
-	ageOffset       = headSize + 16
+	headSize = 8
+
+	// Where a message of records has its age, and in what unit.
+	ageOffset1 = headSize + 16
+	ageUnit1   = time.Millisecond
+	ageOffset2 = 2
+	ageUnit2   = 16 * time.Millisecond
 
 	// MaxName is the longest name of a node, in bytes.
 	MaxName = 64
@@ -39,49 +52,83 @@ var (
 	errMalformed = errors.New("malformed message")
 )
 
+// A head is what every message begins with.
+type head struct {
+	version uint8
+	typ     uint8
+	age     uint16 // only in records of version 2
+	node    conntable.NodeID
+}
+
+func (h *head) append(b []byte) []byte {
+	b = append(b, h.version, h.typ)
+	b = binary.BigEndian.AppendUint16(b, h.age)
+	return binary.BigEndian.AppendUint32(b, uint32(h.node))
+}
+
+// appendHead begins a message that every version reads.
 func appendHead(b []byte, typ uint8, node conntable.NodeID) []byte {
-	return binary.BigEndian.AppendUint32(append(b, protocolVersion, typ, 0, 0), uint32(node))
+	return (&head{version: oldestVersion, typ: typ, node: node}).append(b)
 }
 
-// parseHead returns a message's type and node and a cursor behind its head.
-func parseHead(b []byte) (typ uint8, node conntable.NodeID, c cursor, err error) {
+// parse reads a message's head, and returns a cursor behind it.
+func (h *head) parse(b []byte) (c cursor, err error) {
 	c.b = b
-	version := c.u8()
-	typ = c.u8()
-	c.u16()
-	node = conntable.NodeID(c.u32())
+	*h = head{c.u8(), c.u8(), c.u16(), conntable.NodeID(c.u32())}
 	switch {
-	case c.bad || node == 0:
-		return 0, 0, c, errMalformed
-	case version != protocolVersion:
-		return 0, 0, c, errVersion
+	case c.bad || h.node == 0:
+		return c, errMalformed
+	case h.version < oldestVersion || h.version > protocolVersion:
+		return c, errVersion
 	}
-	return typ, node, c, nil
+	return c, nil
 }
 
+// recordsHead is what a message of records has before its groups.
 type recordsHead struct {
+	version  uint8
 	sequence uint64
 	clock    uint64
-	ageMS    uint32
+	age      time.Duration // since it was first sent
 }
 
 func (h *recordsHead) append(b []byte, node conntable.NodeID) []byte {
-	b = appendHead(b, typeRecords, node)
-	b = binary.BigEndian.AppendUint64(b, h.sequence)
-	b = binary.BigEndian.AppendUint64(b, h.clock)
-	return binary.BigEndian.AppendUint32(b, h.ageMS)
+	start := len(b)
+	b = (&head{version: h.version, typ: typeRecords, node: node}).append(b)
+	if h.version == 1 {
+		b = binary.BigEndian.AppendUint64(b, h.sequence)
+		b = binary.BigEndian.AppendUint64(b, h.clock)
+		b = binary.BigEndian.AppendUint32(b, 0)
+	} else {
+		b = binary.BigEndian.AppendUint64(b, h.clock)
+		b = binary.AppendUvarint(b, h.sequence)
+	}
+	setAge(b[start:], h.age)
+	return b
 }
 
-func (h *recordsHead) parse(c *cursor) error {
-	*h = recordsHead{c.u64(), c.u64(), c.u32()}
+func (h *recordsHead) parse(m *head, c *cursor) error {
+	h.version = m.version
+	if m.version == 1 {
+		h.sequence, h.clock, h.age = c.u64(), c.u64(), time.Duration(c.u32())*ageUnit1
+	} else {
+		h.clock, h.sequence, h.age = c.u64(), c.uvarint(conntable.MaxClock), time.Duration(m.age)*ageUnit2
+	}
 	if c.bad || h.sequence == 0 || h.clock > conntable.MaxClock {
 		return errMalformed
 	}
 	return nil
 }
 
-// setAge writes the age into a message of records that was made before.
-func setAge(message []byte, ms uint32) { binary.BigEndian.PutUint32(message[ageOffset:], ms) }
+// setAge writes the age, rounded up, into a message of records that was made
+// before. Nobody asks for one so old that the field is too small.
+func setAge(message []byte, age time.Duration) {
+	if message[0] == 1 {
+		binary.BigEndian.PutUint32(message[ageOffset1:], uint32(min((age+ageUnit1-1)/ageUnit1, math.MaxUint32)))
+		return
+	}
+	binary.BigEndian.PutUint16(message[ageOffset2:], uint16(min((age+ageUnit2-1)/ageUnit2, math.MaxUint16)))
+}
 
 type heartbeat struct {
 	incarnation uint64
@@ -94,7 +141,23 @@ type heartbeat struct {
 	flags       uint16
 	port        uint16
 	name        string
+
+	// What version 1 did not tell.
+	version uint8  // the highest that the sender understands
+	streams uint8  // that it serves now
+	rate    uint32 // records that it told in the last second
+	ask     uint64 // a question for all, 0 if there is none
+	answers []answer
 }
+
+// An answer says that its sender's heartbeat was made after node asked.
+type answer struct {
+	node conntable.NodeID
+	ask  uint64
+}
+
+// maxAnswers bounds what one heartbeat answers; the next one goes on.
+const maxAnswers = 32
 
 func (h *heartbeat) append(b []byte, node conntable.NodeID) []byte {
 	b = appendHead(b, typeHeartbeat, node)
@@ -104,13 +167,21 @@ func (h *heartbeat) append(b []byte, node conntable.NodeID) []byte {
 	b = binary.BigEndian.AppendUint32(b, h.connections)
 	b = binary.BigEndian.AppendUint16(b, h.flags)
 	b = binary.BigEndian.AppendUint16(b, h.port)
-	return append(append(b, byte(len(h.name))), h.name...)
+	b = append(append(b, byte(len(h.name))), h.name...)
+	b = append(b, h.version, h.streams, byte(len(h.answers)), 0)
+	b = binary.BigEndian.AppendUint32(b, h.rate)
+	b = binary.BigEndian.AppendUint64(b, h.ask)
+	for _, a := range h.answers {
+		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, uint32(a.node)), a.ask)
+	}
+	return b
 }
 
-// parse reads a heartbeat. name is a view of the message, to be copied by who
-// keeps it.
+// parse reads a heartbeat; answers reuse h's. name is a view of the message, to
+// be copied by who keeps it.
 func (h *heartbeat) parse(c *cursor) (name []byte, err error) {
 	*h = heartbeat{
+		answers:     h.answers[:0],
 		incarnation: c.u64(), highest: c.u64(), lowest: c.u64(), clock: c.u64(), horizon: c.u64(), digest: c.u64(),
 		connections: c.u32(), flags: c.u16(), port: c.u16(),
 	}
@@ -119,7 +190,30 @@ func (h *heartbeat) parse(c *cursor) (name []byte, err error) {
 		h.highest > conntable.MaxClock || h.lowest > h.highest+1 {
 		return nil, errMalformed
 	}
+	h.version = oldestVersion
+	if len(c.b) > 0 {
+		h.parseNew(c)
+	}
+	if c.bad {
+		return nil, errMalformed
+	}
 	return name, nil
+}
+
+// parseNew reads what version 1 did not tell.
+func (h *heartbeat) parseNew(c *cursor) {
+	h.version, h.streams = max(c.u8(), oldestVersion), c.u8()
+	n := int(c.u8())
+	c.u8()
+	h.rate, h.ask = c.u32(), c.u64()
+	if n > maxAnswers {
+		c.bad = true
+	}
+	for range n {
+		if a := (answer{conntable.NodeID(c.u32()), c.u64()}); !c.bad {
+			h.answers = append(h.answers, a)
+		}
+	}
 }
 
 // parseName reads a name: 1 to MaxName printable ASCII bytes, since it goes

@@ -3,6 +3,7 @@ package peer
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"time"
 
@@ -49,7 +50,7 @@ func earlier(a, b time.Time) time.Time {
 // beat sends a heartbeat if one is due.
 func (s *Session) beat(now time.Time) time.Time {
 	s.ringMu.Lock()
-	recordsAt, highest, lowest := s.recordsAt, s.ring.highest, s.ring.lowest()
+	recordsAt := s.recordsAt
 	s.ringMu.Unlock()
 
 	s.mu.Lock()
@@ -64,25 +65,41 @@ func (s *Session) beat(now time.Time) time.Time {
 		s.mu.Unlock()
 		return due
 	}
-	ask := s.ask
+	ask, question, answers := s.ask, s.questionLocked(), s.answersLocked()
 	s.beatAt, s.answer, s.ask = now, false, false
 	horizon, digest := s.digests[0].horizon, s.digests[0].sum
 	s.mu.Unlock()
 
+	// After the questions: the answer is all that was sent before it.
+	s.ringMu.Lock()
+	highest, lowest, sent := s.ring.highest, s.ring.lowest(), s.sent
+	s.ringMu.Unlock()
 	hb := heartbeat{
 		incarnation: s.incarnation, highest: highest, lowest: lowest, clock: s.cfg.Clock.Now(),
 		horizon: horizon, digest: digest, connections: uint32(s.cfg.Len()),
 		port: s.cfg.Transport.Port(), name: s.cfg.Node,
+		version: protocolVersion, streams: uint8(s.streams.Load()), rate: s.rate(now, sent),
+		ask: question, answers: answers,
 	}
 	if s.synced.Load() {
 		hb.flags |= flagSynced
 	}
-	if ask || now.Sub(s.started) < s.cfg.StartPeriod {
+	if ask || question != 0 || now.Sub(s.started) < s.cfg.StartPeriod {
 		hb.flags |= flagAnswer
 	}
 	d, _ := s.sealer.Seal(nil, hb.append(nil, s.self))
 	s.sentOr(s.cfg.Transport.Broadcast([][]byte{d}))
 	return now.Add(heartbeatEvery)
+}
+
+// rate returns how many records were sent in the last second, or a little
+// more. Only beat calls it.
+func (s *Session) rate(now time.Time, sent uint64) uint32 {
+	if d := now.Sub(s.rateAt); d >= time.Second {
+		s.lastRate = uint32(min(uint64(float64(sent-s.rateSent)/d.Seconds()), math.MaxUint32))
+		s.rateAt, s.rateSent = now, sent
+	}
+	return s.lastRate
 }
 
 // askMissing asks those peers that we miss datagrams of.
@@ -128,7 +145,7 @@ func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time
 		}
 		p.pullWanted, p.pulling = false, true
 		s.pulls++
-		t := pullTarget{p, p.boot, p.name, p.addr, p.port}
+		t := p.target()
 		s.group.Go(func() error { s.runPull(ctx, t); return nil })
 	}
 	return next
@@ -136,7 +153,7 @@ func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time
 
 // runPull does one pull and notes how it went.
 func (s *Session) runPull(ctx context.Context, t pullTarget) {
-	highest, records, err := s.pull(ctx, t, appendPull(nil, s.self, s.cfg.Node))
+	highest, records, err := s.pull(ctx, t, appendPull(nil, t.version, s.self, s.cfg.Node))
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,7 +190,8 @@ func (s *Session) pullEndedLocked() {
 	s.changed = make(chan struct{})
 }
 
-// forgetSilent drops peers that are silent for long.
+// forgetSilent drops peers that are silent for long, and no longer minds what
+// those understand that are silent.
 func (s *Session) forgetSilent(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,6 +201,7 @@ func (s *Session) forgetSilent(now time.Time) {
 			delete(s.peers, node)
 		}
 	}
+	s.chooseVersionLocked(now)
 }
 
 // checkJoined closes joined when it is time, and reports whether it is closed.

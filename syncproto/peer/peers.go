@@ -25,6 +25,10 @@ type peerState struct {
 	heardAt     time.Time
 	synced      bool
 	connections uint32
+	version     uint8 // the highest of the protocol that it understands
+	streams     uint8 // that it serves
+	rate        uint32
+	asks        uint64 // to be answered
 
 	gaps      gaps
 	lowest    uint64 // what it can still resend from
@@ -116,6 +120,7 @@ type PeerStatus struct {
 	HeardMS     float64 `json:"heard_ms"`     // since its last heartbeat
 	Synced      bool    `json:"synced"`       // it says so itself
 	Connections uint32  `json:"connections"`  // it says it has
+	Version     uint8   `json:"version"`      // of the protocol, the highest that it understands
 	Pulled      uint64  `json:"pulled"`       // records that came in bulk
 	Restarts    uint64  `json:"restarts"`     // seen by us
 	Repairs     uint64  `json:"repairs"`      // of tables that differed
@@ -127,7 +132,7 @@ func (p *peerState) status(now time.Time) PeerStatus {
 	st := PeerStatus{
 		Name: p.name, Addr: p.addr.String(), State: p.stateName(now),
 		Received: p.received, Lost: p.lost, Repaired: p.repaired,
-		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections,
+		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections, Version: p.version,
 		Pulled: p.bulk, Restarts: p.restarts, DigestEqual: p.equal,
 		Repairs: p.repairs, Mended: p.mended,
 	}
@@ -141,6 +146,26 @@ func (p *peerState) status(now time.Time) PeerStatus {
 		st.Error = p.pullErr.Error()
 	}
 	return st
+}
+
+// chooseVersionLocked speaks the newest version that all who are heard
+// understand. What was told in a newer one cannot be told again to who does
+// not: that is left to a pull.
+func (s *Session) chooseVersionLocked(now time.Time) {
+	v := uint8(protocolVersion)
+	for _, p := range s.peers {
+		if p.up(now) {
+			v = min(v, p.version)
+		}
+	}
+	if was := uint8(s.version.Swap(uint32(v))); was > v {
+		s.ringMu.Lock()
+		s.ring.forget()
+		s.ringMu.Unlock()
+		s.log.Info("speaking an older version of the protocol, for a peer that understands no more", "version", v)
+	} else if was < v {
+		s.log.Info("speaking a newer version of the protocol", "version", v)
+	}
 }
 
 func ms(d time.Duration) float64 { return float64(d/time.Microsecond) / 1000 }

@@ -22,6 +22,12 @@ type pullTarget struct {
 	name string
 	addr netip.AddrPort
 	port uint16
+
+	version uint8 // in which to ask, and be answered
+}
+
+func (p *peerState) target() pullTarget {
+	return pullTarget{p, p.boot, p.name, p.addr, p.port, min(p.version, protocolVersion)}
 }
 
 // bulkFrame is how large a frame of bulk records is filled, in bytes.
@@ -76,8 +82,8 @@ func (s *Session) pull(ctx context.Context, t pullTarget, request []byte) (highe
 	return s.readBulk(st)
 }
 
-func appendPull(b []byte, self conntable.NodeID, name string) []byte {
-	b = appendHead(b, typePull, self)
+func appendPull(b []byte, version uint8, self conntable.NodeID, name string) []byte {
+	b = (&head{version: version, typ: typePull, node: self}).append(b)
 	return append(append(b, byte(len(name))), name...)
 }
 
@@ -92,21 +98,22 @@ func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error)
 		if err != nil {
 			return 0, records, err
 		}
-		typ, node, c, err := parseHead(frame)
+		var h head
+		c, err := h.parse(frame)
 		switch {
 		case err != nil:
 			return 0, records, err
-		case typ == typeBegin && !begun:
+		case h.typ == typeBegin && !begun:
 			begun = true
 			highest = c.u64()
 			s.cfg.Clock.Observe(c.u64())
-		case typ == typeBulk && begun:
-			n, err := s.bulkRecords(&d, &c, node)
+		case h.typ == typeBulk && begun:
+			n, err := s.bulkRecords(&d, &c, &h)
 			records += n
 			if err != nil {
 				return 0, records, err
 			}
-		case typ == typeEnd && begun:
+		case h.typ == typeEnd && begun:
 			if told := c.u64(); c.bad || told != records {
 				return 0, records, fmt.Errorf("the peer says it sent %d records, %d came", told, records)
 			}
@@ -120,13 +127,14 @@ func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error)
 	}
 }
 
-func (s *Session) bulkRecords(d *decoder, c *cursor, node conntable.NodeID) (n uint64, err error) {
+func (s *Session) bulkRecords(d *decoder, c *cursor, h *head) (n uint64, err error) {
 	clock := c.u64()
 	if c.bad || clock > conntable.MaxClock {
 		return 0, errMalformed
 	}
 	s.cfg.Clock.Observe(clock)
-	err = d.records(c.b, clock, node, 0, func(r *conntable.Record) {
+	m := origin{version: h.version, clock: clock, sender: h.node}
+	err = d.records(c.b, &m, func(r *conntable.Record) {
 		n++
 		s.cfg.Deliver(r)
 	})
@@ -179,7 +187,8 @@ func (s *Session) serve(ctx context.Context) error {
 			continue
 		}
 		streams.Go(func() {
-			defer func() { <-slots }()
+			s.streams.Add(1)
+			defer func() { s.streams.Add(-1); <-slots }()
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
@@ -199,8 +208,9 @@ func (s *Session) servePull(conn *timedConn) error {
 	return s.serveStream(st)
 }
 
-// sendBulk sends all that this node holds, or only what is in the slices.
-func (s *Session) sendBulk(st *seal.Stream, in *conntable.Slices) error {
+// sendBulk sends all that this node holds, or only what is in the slices, in a
+// version of the protocol.
+func (s *Session) sendBulk(st *seal.Stream, version uint8, in *conntable.Slices) error {
 	highest, _ := s.Sent()
 	b := appendHead(nil, typeBegin, s.self)
 	b = binary.BigEndian.AppendUint64(b, highest)
@@ -209,7 +219,7 @@ func (s *Session) sendBulk(st *seal.Stream, in *conntable.Slices) error {
 	if err := st.Write(b); err != nil {
 		return err
 	}
-	w := bulkWriter{s: s, st: st, recs: make([]conntable.Record, 0, bulkChunk)}
+	w := bulkWriter{s: s, st: st, version: version, recs: make([]conntable.Record, 0, bulkChunk)}
 	s.cfg.Each(func(r *conntable.Record) bool {
 		if in != nil && !in.Has(conntable.SliceOf(&r.Key)) {
 			return true
@@ -227,6 +237,7 @@ func (s *Session) sendBulk(st *seal.Stream, in *conntable.Slices) error {
 type bulkWriter struct {
 	s       *Session
 	st      *seal.Stream
+	version uint8
 	batch   batch
 	recs    []conntable.Record
 	buf     []byte
@@ -236,12 +247,13 @@ type bulkWriter struct {
 
 // flush sends what is there, and reports whether that went well.
 func (w *bulkWriter) flush() bool {
-	clock := w.batch.load(w.recs, w.s.cfg.Clock.Now(), w.s.self, &w.s.drops)
+	clock := w.batch.load(w.recs, w.version, w.s.self, &w.s.drops)
 	w.recs = w.recs[:0]
 	for w.err == nil {
-		b := binary.BigEndian.AppendUint64(appendHead(w.buf[:0], typeBulk, w.s.self), clock)
+		b := (&head{version: w.version, typ: typeBulk, node: w.s.self}).append(w.buf[:0])
+		b = binary.BigEndian.AppendUint64(b, clock)
 		var n int
-		w.buf, n = w.batch.next(b, bulkFrame, clock, w.s.self)
+		w.buf, n = w.batch.next(b, bulkFrame)
 		if n == 0 {
 			break
 		}

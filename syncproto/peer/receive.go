@@ -24,19 +24,20 @@ func (s *Session) receive(datagram []byte, from netip.AddrPort) {
 		s.drops.count(DropOwn)
 		return
 	}
-	typ, node, c, err := parseHead(plain)
+	var h head
+	c, err := h.parse(plain)
 	switch {
 	case err == errVersion:
 		s.drops.count(DropVersion)
 	case err != nil:
 		s.drops.count(DropMalformed)
-	case node == s.self:
+	case h.node == s.self:
 		s.clash(from)
-	case typ == typeRecords:
-		s.onRecords(node, boot, &c)
-	case typ == typeHeartbeat:
-		s.onHeartbeat(node, boot, from, &c)
-	case typ == typeMissing:
+	case h.typ == typeRecords:
+		s.onRecords(&h, boot, &c)
+	case h.typ == typeHeartbeat:
+		s.onHeartbeat(h.node, boot, from, &c)
+	case h.typ == typeMissing:
 		s.onMissing(from, &c)
 	default:
 		s.drops.count(DropType)
@@ -55,31 +56,35 @@ func (s *Session) clash(from netip.AddrPort) {
 	}
 }
 
-func (s *Session) onRecords(node conntable.NodeID, boot seal.Boot, c *cursor) {
+func (s *Session) onRecords(h *head, boot seal.Boot, c *cursor) {
 	var head recordsHead
-	if err := head.parse(c); err != nil {
+	if err := head.parse(h, c); err != nil {
 		s.drops.count(DropMalformed)
 		return
 	}
-	if !s.noteRecords(node, boot, &head) {
+	if !s.noteRecords(h.node, boot, &head) {
 		s.drops.count(DropDuplicate)
 		return
 	}
 	s.cfg.Clock.Observe(head.clock)
-	now := s.cfg.Clock.Now()
-	n := uint64(0)
-	err := s.decoder.records(c.b, head.clock, node, time.Duration(head.ageMS)*time.Millisecond, func(r *conntable.Record) {
-		if r.Version.Clock >= conntable.LiveClock && now > r.Version.Clock+uint64((r.Timeout+lateSlack)/time.Microsecond) {
-			s.drops.count(DropLate)
-			return
-		}
-		n++
-		s.cfg.Deliver(r)
-	})
-	if err != nil {
+	s.now = s.cfg.Clock.Now()
+	s.came = 0
+	m := origin{version: head.version, clock: head.clock, sender: h.node, age: head.age}
+	if err := s.decoder.records(c.b, &m, s.deliverLive); err != nil {
 		s.drops.count(DropGroups)
 	}
-	s.countReceived(node, n)
+	s.countReceived(h.node, s.came)
+}
+
+// deliverOne hands one record of a datagram on. It is s.deliverLive, made
+// once.
+func (s *Session) deliverOne(r *conntable.Record) {
+	if r.Version.Clock >= conntable.LiveClock && s.now > r.Version.Clock+uint64((r.Timeout+lateSlack)/time.Microsecond) {
+		s.drops.count(DropLate)
+		return
+	}
+	s.came++
+	s.cfg.Deliver(r)
 }
 
 // noteRecords marks a datagram of records as come, and reports whether it is
@@ -119,7 +124,7 @@ func (s *Session) countReceived(node conntable.NodeID, n uint64) {
 }
 
 func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.AddrPort, c *cursor) {
-	var hb heartbeat
+	hb := &s.heartbeat
 	name, err := hb.parse(c)
 	if err != nil {
 		s.drops.count(DropMalformed)
@@ -128,7 +133,7 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.introduceLocked(node, boot, &hb, name, now)
+	p := s.introduceLocked(node, boot, hb, name, now)
 	if p == nil {
 		return
 	}
@@ -138,17 +143,20 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	}
 	p.addr, p.port, p.heardAt = from, hb.port, now
 	p.synced, p.connections, p.lowest = hb.flags&flagSynced != 0, hb.connections, hb.lowest
+	p.version, p.streams, p.rate = hb.version, hb.streams, hb.rate
+	s.chooseVersionLocked(now)
 	p.noteGap(p.gaps.told(hb.highest), now)
 	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
 		p.pullWanted = true
 	}
-	s.toldLocked(p, &hb)
+	s.toldLocked(p, hb)
 	if hb.horizon != 0 {
 		p.digests.set(hb.horizon, hb.digest)
 		s.compareLocked(p)
 	}
 	if hb.flags&flagAnswer != 0 {
 		s.answer = true
+		p.asks = hb.ask
 	}
 	if s.answer || p.pullWanted || !p.missingAt.IsZero() {
 		s.wake()
@@ -240,7 +248,7 @@ func (s *Session) sealAgain(seq uint64, now time.Time) ([]byte, bool) {
 	if !ok {
 		return nil, false
 	}
-	setAge(k.message, uint32(max(1, now.Sub(k.sent)/time.Millisecond)))
+	setAge(k.message, now.Sub(k.sent))
 	d, _ := s.sealer.Seal(nil, k.message)
 	return d, true
 }

@@ -12,7 +12,7 @@ import (
 	"saru/conntable"
 )
 
-// What a group says, in its second byte.
+// What a group says of its records.
 const (
 	what6         = 1 << iota // addresses are IPv6
 	whatMark                  // there is a fwmark
@@ -20,7 +20,28 @@ const (
 	whatExtras                // records have sequence numbers or engine data
 	whatNode                  // records name their version's node
 	whatRemaining             // records tell what remains
+	whatOld                   // records tell how their versions differ from the clock
 	whatKnown     = 1<<iota - 1
+	what1Known    = whatOld - 1 // in version 1, where all records tell versions
+)
+
+// What a group tells that differs from the group before it.
+const (
+	changeVirtual     = 0x03 // how much of the virtual address follows: sharedAll ... sharedNone
+	changeVirtualPort = 0x04
+	changeDest        = 0x18 // how much of the real server's address follows
+	changeDestPort    = 0x20
+	changeKind        = 0x40
+	changeMany        = 0x80 // a count follows; else there is one record
+	destShift         = 3
+)
+
+// How much an address shares with the one before.
+const (
+	sharedAll  = iota
+	sharedBut1 // its last byte differs
+	sharedBut2 // its last two bytes differ
+	sharedNone
 )
 
 const (
@@ -34,11 +55,6 @@ const (
 	maxTimeout   = math.MaxUint32 // seconds
 	maxRemaining = uint64(math.MaxInt64 / time.Millisecond)
 	maxPEName    = 16
-
-	// maxHead and maxOne bound what one more record can take in an encoder,
-	// in bytes: a new group's head and the record with all extras.
-	maxHead = 10 + 2*16 + 2*5
-	maxOne  = 16 + 2 + 10 + 4 + 9 + 1 + 24 + 2 + maxPEName + 255
 )
 
 var errGroups = errors.New("malformed group of records")
@@ -54,11 +70,12 @@ type group struct {
 	what          uint8
 }
 
-// groupOf returns r's group. It reports false for what this protocol cannot
-// say: mixed address families, a state over 255.
-func groupOf(r *conntable.Record, self conntable.NodeID) (group, bool) {
+// groupOf returns r's group, in a message that has clock and is of self. It
+// reports false for what this protocol cannot say: mixed address families, a
+// state over 255.
+func groupOf(r *conntable.Record, clock uint64, self conntable.NodeID, g *group) bool {
 	v6 := !r.Client.Addr().Is4()
-	g := group{
+	*g = group{
 		virtual: r.Virtual, dest: r.Dest, protocol: r.Protocol, state: uint8(r.State), fwmark: r.FWMark,
 		timeout: uint32(min(r.Timeout/time.Second, maxTimeout)),
 		flags:   uint16(r.Flags & conntable.FlagBackupMask &^ conntable.FlagTemplate),
@@ -81,94 +98,203 @@ func groupOf(r *conntable.Record, self conntable.NodeID) (group, bool) {
 	if r.Version.Node != self {
 		g.what |= whatNode
 	}
+	if r.Version.Clock != clock {
+		g.what |= whatOld
+	}
 	// Live news has its whole timeout before it.
 	if rest := r.Timeout - r.Remaining; rest < 0 || rest > 100*time.Millisecond {
 		g.what |= whatRemaining
 	}
-	ok := r.Client.IsValid() && r.Virtual.IsValid() && r.Dest.IsValid() &&
-		r.State <= math.MaxUint8 && r.Timeout >= 0 &&
+	return r.Client.IsValid() && r.Virtual.IsValid() && r.Dest.IsValid() &&
+		r.State <= math.MaxUint8 && r.Timeout >= 0 && r.Version.Clock <= conntable.MaxClock &&
 		r.Virtual.Addr().Is4() == !v6 && r.Dest.Addr().Is4() == !v6 &&
 		len(r.PEName) <= maxPEName && len(r.PEData) <= math.MaxUint8
-	return g, ok
 }
 
+// compare puts what shares most beside each other.
 func (g *group) compare(h *group) int {
 	return cmp.Or(
+		cmp.Compare(g.what, h.what), cmp.Compare(g.kind(), h.kind()),
+		cmp.Compare(g.timeout, h.timeout), cmp.Compare(g.fwmark, h.fwmark),
 		g.virtual.Compare(h.virtual), g.dest.Compare(h.dest),
-		cmp.Compare(uint32(g.protocol)<<24|uint32(g.state)<<16|uint32(g.flags), uint32(h.protocol)<<24|uint32(h.state)<<16|uint32(h.flags)),
-		cmp.Compare(g.timeout, h.timeout), cmp.Compare(g.fwmark, h.fwmark), cmp.Compare(g.what, h.what),
 	)
+}
+
+func (g *group) kind() uint32 {
+	return uint32(g.protocol)<<24 | uint32(g.state)<<16 | uint32(g.flags)
+}
+
+// sameKind reports whether g and h differ in nothing but addresses and ports.
+func (g *group) sameKind(h *group) bool {
+	return g.what == h.what && g.kind() == h.kind() && g.timeout == h.timeout && g.fwmark == h.fwmark
 }
 
 // An encoder puts records into the body of one message.
 type encoder struct {
-	b     []byte
-	limit int // of len(b)
-	clock uint64
-	self  conntable.NodeID
-	open  group
-	count int // where the open group's count is in b, -1 if none is open
+	b       []byte
+	limit   int // of len(b)
+	version uint8
+	clock   uint64
+	self    conntable.NodeID
+	open    group
+	count   int // where the open group's count is in b, -1 if none is open
 }
 
-// reset starts a body behind b's present contents. clock must not be lower
-// than any version's.
-func (e *encoder) reset(b []byte, limit int, clock uint64, self conntable.NodeID) {
-	*e = encoder{b: b, limit: limit, clock: clock, self: self, count: -1}
+// reset starts a body behind b's present contents.
+func (e *encoder) reset(b []byte, limit int, version uint8, clock uint64, self conntable.NodeID) {
+	*e = encoder{b: b, limit: limit, version: version, clock: clock, self: self, count: -1}
 }
 
-// add appends r, and reports whether there was room.
-func (e *encoder) add(r *conntable.Record, g *group) bool {
-	if len(e.b)+maxHead+maxOne > e.limit && len(e.b)+e.size(r, g) > e.limit {
-		return false
+// addRun appends records of one group, those of recs that order names, and
+// returns for how many there was room.
+func (e *encoder) addRun(recs []conntable.Record, order []int32, g *group) int {
+	if e.version == 1 {
+		for n, i := range order {
+			if !e.add1(&recs[i], g) {
+				return n
+			}
+		}
+		return len(order)
 	}
-	if e.count < 0 || e.b[e.count] == maxGroup || e.open != *g {
-		e.head(g)
+	done := 0
+	for done < len(order) {
+		want := min(len(order)-done, maxGroup)
+		n := e.addGroup(recs, order[done:done+want], g)
+		done += n
+		if n < want {
+			break
+		}
 	}
-	e.b[e.count]++
-	v6 := g.what&what6 != 0
-	e.b = appendAddr(e.b, r.Client.Addr(), v6)
-	e.b = binary.BigEndian.AppendUint16(e.b, r.Client.Port())
-	e.b = binary.AppendUvarint(e.b, e.clock-min(e.clock, r.Version.Clock))
-	if g.what&whatNode != 0 {
-		e.b = binary.BigEndian.AppendUint32(e.b, uint32(r.Version.Node))
-	}
-	if g.what&whatRemaining != 0 {
-		e.b = binary.AppendUvarint(e.b, uint64(max(0, r.Remaining/time.Millisecond)))
-	}
-	if g.what&whatExtras != 0 {
-		e.b = appendExtras(e.b, r)
-	}
-	return true
+	return done
 }
 
-// size is an upper bound of what r takes, near enough that a full body does
-// not waste much.
-func (e *encoder) size(r *conntable.Record, g *group) int {
-	n := maxOne - 24 - 2 - maxPEName - 255
-	if e.count < 0 || e.b[e.count] == maxGroup || e.open != *g {
-		n += maxHead
+// addGroup appends one group of up to maxGroup records, and returns for how
+// many there was room.
+func (e *encoder) addGroup(recs []conntable.Record, order []int32, g *group) int {
+	start := len(e.b)
+	count := e.head(g, len(order) > 1)
+	n := 0
+	for _, i := range order {
+		r, before := &recs[i], len(e.b)
+		e.b = appendAddr(e.b, r.Client.Addr(), g.what&what6 != 0)
+		e.b = binary.BigEndian.AppendUint16(e.b, r.Client.Port())
+		if g.what&whatOld != 0 {
+			e.b = binary.AppendVarint(e.b, int64(r.Version.Clock)-int64(e.clock))
+		}
+		e.rest(r, g.what)
+		if len(e.b) > e.limit {
+			e.b = e.b[:before]
+			break
+		}
+		n++
 	}
-	if g.what&what6 == 0 {
-		n -= 12
+	if n == 0 {
+		e.b = e.b[:start]
+		return 0
 	}
-	if g.what&whatExtras != 0 {
-		n += 24 + 2 + len(r.PEName) + len(r.PEData)
+	if count > 0 {
+		e.b[count] = byte(n)
 	}
+	e.open = *g
 	return n
 }
 
-func (e *encoder) head(g *group) {
-	e.open, e.count = *g, len(e.b)
-	v6 := g.what&what6 != 0
-	e.b = append(e.b, 0, g.what, g.protocol, g.state)
+// head begins a group: what differs from the group before. It returns where
+// the count is, 0 for one record.
+func (e *encoder) head(g *group, many bool) (count int) {
+	at := len(e.b)
+	e.b = append(e.b, 0)
+	was := &e.open
+	if many {
+		e.b[at] |= changeMany
+		count = len(e.b)
+		e.b = append(e.b, 0)
+	}
+	before := [2]netip.AddrPort{was.virtual, was.dest}
+	if !g.sameKind(was) || !was.virtual.IsValid() {
+		e.b[at] |= changeKind
+		e.kind(g)
+		if (g.what^was.what)&what6 != 0 || !was.virtual.IsValid() {
+			before = [2]netip.AddrPort{noAddr(g.what), noAddr(g.what)}
+		}
+	}
+	e.b[at] |= e.addr(before[0].Addr(), g.virtual.Addr())
+	if g.virtual.Port() != before[0].Port() {
+		e.b[at] |= changeVirtualPort
+		e.b = binary.BigEndian.AppendUint16(e.b, g.virtual.Port())
+	}
+	e.b[at] |= e.addr(before[1].Addr(), g.dest.Addr()) << destShift
+	if g.dest.Port() != destPort(before[0].Port(), before[1].Port(), g.virtual.Port()) {
+		e.b[at] |= changeDestPort
+		e.b = binary.BigEndian.AppendUint16(e.b, g.dest.Port())
+	}
+	return count
+}
+
+// noAddr stands for the address before the first of a family.
+func noAddr(what uint8) netip.AddrPort {
+	if what&what6 != 0 {
+		return netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+}
+
+// destPort is a real server's port unless another is told: as before, or as
+// that of its service if it was so before.
+func destPort(virtualBefore, destBefore, virtual uint16) uint16 {
+	if virtualBefore == destBefore {
+		return virtual
+	}
+	return destBefore
+}
+
+func (e *encoder) kind(g *group) {
+	e.b = append(e.b, g.what, g.protocol, g.state)
 	e.b = binary.BigEndian.AppendUint16(e.b, g.flags)
-	e.b = binary.BigEndian.AppendUint16(e.b, g.virtual.Port())
-	e.b = binary.BigEndian.AppendUint16(e.b, g.dest.Port())
-	e.b = appendAddr(e.b, g.virtual.Addr(), v6)
-	e.b = appendAddr(e.b, g.dest.Addr(), v6)
 	e.b = binary.AppendUvarint(e.b, uint64(g.timeout))
 	if g.what&whatMark != 0 {
 		e.b = binary.AppendUvarint(e.b, uint64(g.fwmark))
+	}
+}
+
+// addr appends as much of a as it does not share with before, and returns how
+// much that is.
+func (e *encoder) addr(before, a netip.Addr) byte {
+	if a == before {
+		return sharedAll
+	}
+	if a.Is4() {
+		x, y := before.As4(), a.As4()
+		return e.tail(x[:], y[:])
+	}
+	x, y := before.As16(), a.As16()
+	return e.tail(x[:], y[:])
+}
+
+func (e *encoder) tail(before, a []byte) byte {
+	n := len(a)
+	switch {
+	case string(before[:n-1]) == string(a[:n-1]):
+		e.b = append(e.b, a[n-1])
+		return sharedBut1
+	case string(before[:n-2]) == string(a[:n-2]):
+		e.b = append(e.b, a[n-2], a[n-1])
+		return sharedBut2
+	}
+	e.b = append(e.b, a...)
+	return sharedNone
+}
+
+// rest appends what few records have behind their version's clock.
+func (e *encoder) rest(r *conntable.Record, what uint8) {
+	if what&whatNode != 0 {
+		e.b = binary.BigEndian.AppendUint32(e.b, uint32(r.Version.Node))
+	}
+	if what&whatRemaining != 0 {
+		e.b = binary.AppendUvarint(e.b, uint64(max(0, r.Remaining/time.Millisecond)))
+	}
+	if what&whatExtras != 0 {
+		e.b = appendExtras(e.b, r)
 	}
 }
 
@@ -195,67 +321,135 @@ func appendExtras(b []byte, r *conntable.Record) []byte {
 	return b
 }
 
+// An origin is what the records of one message have from it.
+type origin struct {
+	version uint8
+	clock   uint64
+	sender  conntable.NodeID // made the versions that name no node
+	age     time.Duration    // for how long it was under way
+}
+
 // A decoder reads records. It has the room for one, so that none is
 // allocated for each message.
 type decoder struct{ r conntable.Record }
 
 // records calls deliver with each record of the groups in b. The record is
-// deliver's until it returns; its Seq and PEData may be kept. sender made the
-// versions that name no node; age is for how long b was under way.
-func (d *decoder) records(b []byte, clock uint64, sender conntable.NodeID, age time.Duration, deliver func(*conntable.Record)) error {
+// deliver's until it returns; its Seq and PEData may be kept.
+func (d *decoder) records(b []byte, m *origin, deliver func(*conntable.Record)) error {
+	if m.version == 1 {
+		return d.records1(b, m, deliver)
+	}
 	c := cursor{b: b}
 	r := &d.r
-	for len(c.b) > 0 && !c.bad {
-		*r = conntable.Record{}
-		count := int(c.u8())
-		what := c.u8()
-		if count == 0 || what&^whatKnown != 0 {
+	*r = conntable.Record{}
+	var what uint8
+	for first := true; len(c.b) > 0; first = false {
+		changes, count := c.u8(), 1
+		if changes&changeMany != 0 {
+			count = int(c.u8())
+		}
+		if count == 0 || first && changes&changeKind == 0 {
 			return errGroups
 		}
-		decodeHead(&c, what, r)
-		rest := max(0, r.Timeout-age)
+		decodeHead(&c, changes, &what, r)
 		for range count {
-			r.Seq, r.PEName, r.PEData, r.Remaining = nil, "", nil, rest
-			decodeOne(&c, what, clock, sender, age, r)
+			m.decodeOne(&c, what, r)
 			if c.bad {
 				return errGroups
 			}
 			deliver(r)
 		}
 	}
-	if c.bad {
-		return errGroups
-	}
 	return nil
 }
 
-func decodeHead(c *cursor, what uint8, r *conntable.Record) {
-	v6 := what&what6 != 0
+// decodeHead reads what a group changes in r, which has the group before.
+func decodeHead(c *cursor, changes uint8, what *uint8, r *conntable.Record) {
+	if changes&changeKind != 0 {
+		was := *what
+		*what = decodeKind(c, r)
+		if !r.Virtual.IsValid() || (was^*what)&what6 != 0 {
+			r.Virtual, r.Dest = noAddr(*what), noAddr(*what)
+		}
+	}
+	vaddr, vport := c.tail(r.Virtual.Addr(), changes&changeVirtual), r.Virtual.Port()
+	if changes&changeVirtualPort != 0 {
+		vport = c.u16()
+	}
+	daddr, dport := c.tail(r.Dest.Addr(), changes&changeDest>>destShift), destPort(r.Virtual.Port(), r.Dest.Port(), vport)
+	if changes&changeDestPort != 0 {
+		dport = c.u16()
+	}
+	r.Virtual, r.Dest = netip.AddrPortFrom(vaddr, vport), netip.AddrPortFrom(daddr, dport)
+}
+
+func decodeKind(c *cursor, r *conntable.Record) (what uint8) {
+	what = c.u8()
+	if what&^whatKnown != 0 {
+		c.bad = true
+	}
+	r.Deleted = what&whatGone != 0
 	r.Protocol = c.u8()
 	r.State = uint16(c.u8())
-	r.Flags = uint32(c.u16()) & conntable.FlagBackupMask
-	r.Template = r.Flags&conntable.FlagTemplate != 0
-	r.Deleted = what&whatGone != 0
-	vport, dport := c.u16(), c.u16()
-	r.Virtual = netip.AddrPortFrom(c.addr(v6), vport)
-	r.Dest = netip.AddrPortFrom(c.addr(v6), dport)
+	setFlags(r, c.u16())
 	r.Timeout = time.Duration(c.uvarint(maxTimeout)) * time.Second
+	r.FWMark = 0
 	if what&whatMark != 0 {
 		r.FWMark = uint32(c.uvarint(math.MaxUint32))
 	}
+	return what
 }
 
-func decodeOne(c *cursor, what uint8, clock uint64, sender conntable.NodeID, age time.Duration, r *conntable.Record) {
+func setFlags(r *conntable.Record, flags uint16) {
+	r.Flags = uint32(flags) & conntable.FlagBackupMask
+	r.Template = r.Flags&conntable.FlagTemplate != 0
+}
+
+// tail reads an address, of which shared says how much it has of before.
+func (c *cursor) tail(before netip.Addr, shared uint8) netip.Addr {
+	if shared == sharedAll {
+		return before
+	}
+	if before.Is4() {
+		a := before.As4()
+		c.fill(a[:], shared)
+		return netip.AddrFrom4(a)
+	}
+	a := before.As16()
+	c.fill(a[:], shared)
+	return netip.AddrFrom16(a)
+}
+
+func (c *cursor) fill(a []byte, shared uint8) {
+	switch shared {
+	case sharedBut1:
+		a = a[len(a)-1:]
+	case sharedBut2:
+		a = a[len(a)-2:]
+	}
+	copy(a, c.take(len(a)))
+}
+
+func (m *origin) decodeOne(c *cursor, what uint8, r *conntable.Record) {
+	r.Seq, r.PEName, r.PEData = nil, "", nil
+	r.Remaining = max(0, r.Timeout-m.age)
 	a := c.addr(what&what6 != 0)
 	r.Client = netip.AddrPortFrom(a, c.u16())
-	r.Version = conntable.Version{Clock: clock - c.uvarint(clock), Node: sender}
+	r.Version = conntable.Version{Clock: m.clock, Node: m.sender}
+	switch {
+	case what&whatOld == 0:
+	case m.version == 1:
+		r.Version.Clock -= c.uvarint(m.clock)
+	default:
+		r.Version.Clock = c.near(m.clock)
+	}
 	if what&whatNode != 0 {
 		r.Version.Node = conntable.NodeID(c.u32())
 	}
 	if what&whatRemaining != 0 {
 		// More than the timeout cannot remain.
 		told := time.Duration(c.uvarint(maxRemaining)) * time.Millisecond
-		r.Remaining = max(0, min(told, r.Timeout)-age)
+		r.Remaining = max(0, min(told, r.Timeout)-m.age)
 	}
 	if what&whatExtras != 0 {
 		decodeExtras(c, r)

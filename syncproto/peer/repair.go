@@ -95,7 +95,7 @@ func (s *Session) startRepairs(ctx context.Context, now time.Time) (next time.Ti
 		p.repairAt = now.Add(p.repairWait)
 		p.pulling = true
 		s.pulls++
-		t, h := pullTarget{p, p.boot, p.name, p.addr, p.port}, p.equalH
+		t, h := p.target(), p.equalH
 		s.group.Go(func() error { s.runRepair(ctx, t, h, d); return nil })
 	}
 	return next
@@ -103,7 +103,7 @@ func (s *Session) startRepairs(ctx context.Context, now time.Time) (next time.Ti
 
 // runRepair does one repair and notes how it went.
 func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d *conntable.Digests) {
-	_, records, err := s.pull(ctx, t, appendRepair(nil, s.self, s.cfg.Node, horizon, d))
+	_, records, err := s.pull(ctx, t, appendRepair(nil, t.version, s.self, s.cfg.Node, horizon, d))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.wake()
@@ -127,8 +127,8 @@ func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d
 
 // appendRepair makes the first frame of a stream that asks for the records of
 // the slices that differ from d.
-func appendRepair(b []byte, self conntable.NodeID, name string, horizon uint64, d *conntable.Digests) []byte {
-	b = appendHead(b, typeRepair, self)
+func appendRepair(b []byte, version uint8, self conntable.NodeID, name string, horizon uint64, d *conntable.Digests) []byte {
+	b = (&head{version: version, typ: typeRepair, node: self}).append(b)
 	b = append(append(b, byte(len(name))), name...)
 	b = binary.BigEndian.AppendUint64(b, horizon)
 	for _, v := range d {
@@ -164,22 +164,23 @@ func (s *Session) serveStream(st *seal.Stream) error {
 	if err != nil {
 		return err
 	}
-	typ, _, c, err := parseHead(frame)
-	if err != nil || typ != typePull && typ != typeRepair {
+	var h head
+	c, err := h.parse(frame)
+	if err != nil || h.typ != typePull && h.typ != typeRepair {
 		return errors.Join(errMalformed, err)
 	}
 	name := parseName(&c)
 	if c.bad {
 		return errMalformed
 	}
-	if typ == typePull {
+	if h.typ == typePull {
 		s.log.Debug("pulled from", "peer", string(name))
-		return s.sendBulk(st, nil)
+		return s.sendBulk(st, h.version, nil)
 	}
 	diff, err := s.parseRepair(&c)
 	if err != nil {
 		return fmt.Errorf("repair for %s: %w", name, err)
 	}
 	s.log.Debug("repairing", "peer", string(name), "slices", diff.Len())
-	return s.sendBulk(st, diff)
+	return s.sendBulk(st, h.version, diff)
 }

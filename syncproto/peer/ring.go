@@ -10,6 +10,7 @@ const ringSize = 4096
 // A ring keeps the last datagrams of records as they were sealed from.
 type ring struct {
 	highest uint64
+	gone    uint64 // up to here they are not to be sent again
 	slots   [ringSize]kept
 }
 
@@ -30,10 +31,13 @@ func (r *ring) store(message []byte, now time.Time) {
 // lowest is the lowest sequence number still kept.
 func (r *ring) lowest() uint64 {
 	if r.highest < ringSize {
-		return 1
+		return r.gone + 1
 	}
-	return r.highest - ringSize + 1
+	return max(r.gone, r.highest-ringSize) + 1
 }
+
+// forget gives up all that was kept.
+func (r *ring) forget() { r.gone = r.highest }
 
 func (r *ring) get(seq uint64) (kept, bool) {
 	if seq < r.lowest() || seq > r.highest {

@@ -97,6 +97,8 @@ type Session struct {
 	opener      *seal.Opener
 	drops       drops
 	synced      atomic.Bool
+	version     atomic.Uint32 // that is spoken
+	streams     atomic.Int32  // that are served
 
 	kick   chan struct{} // wakes pace
 	joined chan struct{}
@@ -118,6 +120,7 @@ type Session struct {
 	answer    bool // somebody asked for a heartbeat
 	ask       bool // we want the peers' heartbeats now
 	catchUps  map[*catchUp]struct{}
+	asked     uint64 // the newest question
 	beatAt    time.Time
 	started   time.Time
 	pulls     int
@@ -128,9 +131,16 @@ type Session struct {
 	ownSlices sliceHistory // what the newest of them are the sums of
 	clashAt   time.Time
 
-	plain   []byte // receive's own
-	decoder decoder
-	missing missing
+	rateAt   time.Time // beat's own
+	rateSent uint64
+	lastRate uint32
+
+	plain       []byte // receive's own
+	decoder     decoder
+	deliverLive func(*conntable.Record)
+	now, came   uint64 // for it
+	missing     missing
+	heartbeat   heartbeat
 }
 
 // NewSession returns a Session for cfg.
@@ -148,6 +158,8 @@ func NewSession(cfg Config) *Session {
 		peers: map[conntable.NodeID]*peerState{}, catchUps: map[*catchUp]struct{}{}, plain: make([]byte, 0, 64<<10),
 		out: make([][]byte, sendBatch),
 	}
+	s.deliverLive = s.deliverOne
+	s.version.Store(protocolVersion)
 	for i := range s.out {
 		s.out[i] = make([]byte, 0, cfg.Datagram)
 	}
@@ -205,26 +217,24 @@ func (s *Session) wake() {
 func (s *Session) Send(recs []conntable.Record) {
 	s.sendMu.Lock()
 	defer s.sendMu.Unlock()
-	clock := s.batch.load(recs, s.cfg.Clock.Now(), s.self, &s.drops)
-	for {
-		n := s.sendOne(clock)
-		if n == 0 {
-			break
-		}
+	version := uint8(s.version.Load())
+	clock := s.batch.load(recs, version, s.self, &s.drops)
+	for s.sendOne(version, clock) {
 	}
 	s.flushOut()
 	s.wake()
 }
 
-// sendOne makes one datagram, and reports how many records it took.
-func (s *Session) sendOne(clock uint64) int {
+// sendOne makes one datagram of what the batch has, and reports whether there
+// was anything left.
+func (s *Session) sendOne(version uint8, clock uint64) bool {
 	now := time.Now()
 	s.ringMu.Lock()
 	defer s.ringMu.Unlock()
-	head := recordsHead{sequence: s.ring.highest + 1, clock: clock}
-	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead, clock, s.self)
+	head := recordsHead{version: version, sequence: s.ring.highest + 1, clock: clock}
+	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead)
 	if n == 0 {
-		return 0
+		return false
 	}
 	s.ring.store(message, now)
 	s.recordsAt = now
@@ -234,7 +244,7 @@ func (s *Session) sendOne(clock uint64) int {
 	}
 	s.out[s.outN], _ = s.sealer.Seal(s.out[s.outN][:0], message)
 	s.outN++
-	return n
+	return true
 }
 
 func (s *Session) flushOut() {

@@ -60,14 +60,16 @@ func TestWhatIsDropped(t *testing.T) {
 		other := conntable.NodeIDOf("d2")
 		hb := heartbeat{incarnation: 9, highest: 4, lowest: 1, clock: 1, port: 8849, name: "d2"}
 		clock := s.cfg.Clock.Now()
-		body := func(seq uint64, b []byte) []byte {
-			return sealed(append((&recordsHead{sequence: seq, clock: clock}).append(nil, other), b...))
+		at := func(clock, seq uint64, b []byte) []byte {
+			return sealed(append((&recordsHead{version: 2, sequence: seq, clock: clock}).append(nil, other), b...))
 		}
+		body := func(seq uint64, b []byte) []byte { return at(clock, seq, b) }
 		good := sealed(hb.append(nil, other))
 		oldRecord := conn("10.1.0.2:40000", 1) // of 1970, live
 		oldRecord.Version = conntable.Version{Clock: conntable.LiveClock + 1, Node: self}
+		ago, long := encode(t, 2, oldRecord)
 		wrongVersion := hb.append(nil, other)
-		wrongVersion[0] = 2
+		wrongVersion[0] = protocolVersion + 1
 		forged := sealed(hb.append(nil, other))
 		forged[len(forged)-1] ^= 1
 		foreign := seal.NewSealer(keys(t, keyB), purposeDatagram)
@@ -105,7 +107,7 @@ func TestWhatIsDropped(t *testing.T) {
 			{"records without a sequence", body(0, nil), DropMalformed},
 			{"bad groups", body(5, []byte{1, 0x80}), DropGroups},
 			{"the same records again", body(5, nil), DropDuplicate},
-			{"a record of long ago", body(6, encode(t, []conntable.Record{oldRecord}, clock)), DropLate},
+			{"a record of long ago", at(long, 6, ago), DropLate},
 			{"missing, of our earlier life", sealed((&missing{ranges: []span{{1, 1}}}).append(nil, other)), DropOldBoot},
 			{"missing, what never was", sealed((&missing{boot: s.sealer.Boot(), ranges: []span{{1, 1 << 31}}}).append(nil, other)), DropGone},
 			{"missing, nothing", sealed((&missing{boot: s.sealer.Boot()}).append(nil, other)), DropMalformed},

@@ -29,22 +29,30 @@ func conn(client string, state uint16) conntable.Record {
 	}
 }
 
-func encode(t testing.TB, recs []conntable.Record, clock uint64) []byte {
+// encode returns the body of a message of recs, and its clock.
+func encode(t testing.TB, version uint8, recs ...conntable.Record) ([]byte, uint64) {
 	t.Helper()
 	var b batch
 	var d drops
-	clock = b.load(recs, clock, self, &d)
-	out, n := b.next(nil, 1<<16, clock, self)
+	clock := b.load(recs, version, self, &d)
+	out, n := b.next(nil, 1<<16)
 	if n != len(recs) {
 		t.Fatalf("encoded %d of %d records", n, len(recs))
 	}
-	return out
+	return out, clock
 }
 
-func decode(t testing.TB, b []byte, clock uint64, age time.Duration) []conntable.Record {
+func body(t testing.TB, version uint8, recs ...conntable.Record) []byte {
 	t.Helper()
+	b, _ := encode(t, version, recs...)
+	return b
+}
+
+func decode(t testing.TB, b []byte, m origin) []conntable.Record {
+	t.Helper()
+	m.sender = self
 	var out []conntable.Record
-	if err := new(decoder).records(b, clock, self, age, func(r *conntable.Record) { out = append(out, *r) }); err != nil {
+	if err := new(decoder).records(b, &m, func(r *conntable.Record) { out = append(out, *r) }); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -60,7 +68,14 @@ func fromHex(t testing.TB, s string) []byte {
 }
 
 func TestGoldenMessages(t *testing.T) {
+	three := []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 1), conn("10.1.0.3:40002", 1)}
+	three[2].Dest = netip.MustParseAddrPort("192.168.6.11:8081")
 	two := []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 1)}
+	two[1].Version.Clock += 100
+	closing := conn("10.1.0.4:40003", 4)
+	closing.Timeout, closing.Remaining, closing.Virtual = 120*time.Second, 120*time.Second, netip.MustParseAddrPort("10.9.1.100:443")
+	closing.Dest = netip.MustParseAddrPort("192.168.7.10:443")
+	closing.Version.Clock -= 50
 	full := conn("10.1.0.3:0", 1)
 	full.Template, full.Flags, full.FWMark = true, full.Flags|conntable.FlagTemplate, 5
 	full.Remaining, full.Version.Node = 60*time.Second, 9
@@ -75,37 +90,55 @@ func TestGoldenMessages(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{"two records", encode(t, two, 1_000_100), `
+		{"four records", body(t, 2, append(three, closing)...), `
+			ff 02 00 06 01 0003 8407 0a090064 0050 c0a8060a 1f90
+			0a010001 9c40
+			0a010002 9c41
+			28 0b 1f91
+			0a010003 9c42
+			76 40 06 04 0003 78 0164 01bb 070a 01bb
+			0a010004 9c43 63`},
+		{"all that there is", body(t, 2, full), `
+			7f 3a 06 01 1003 8407 05 0a090064 0050 c0a8060a 1f90
+			0a010003 0000 00000009 e0d403
+			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
+		{"version 1, two records", body(t, 1, two...), `
 			02 00 06 01 0003 0050 1f90 0a090064 c0a8060a 8407
 			0a010001 9c40 64
-			0a010002 9c41 64`},
-		{"all that there is", encode(t, []conntable.Record{full}, 1_000_000), `
+			0a010002 9c41 00`},
+		{"version 1, all that there is", body(t, 1, full), `
 			01 3a 06 01 1003 0050 1f90 0a090064 c0a8060a 8407 05
 			0a010003 0000 00 00000009 e0d403
 			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
-		{"IPv6 gone", encode(t, []conntable.Record{six}, 1_000_000), `
+		{"version 1, IPv6 gone", body(t, 1, six), `
 			01 05 06 04 0003 0050 0050
 			20010db8000000000000000000000100 20010db800000000000000000000000a 78
 			20010db8000000000000000000000001 9c40 00`},
-		{"records head", (&recordsHead{sequence: 7, clock: 1_000_100, ageMS: 0}).append(nil, self), `
-			01 01 0000 01020304 0000000000000007 00000000000f42a4 00000000`},
+		{"records head", (&recordsHead{version: 2, sequence: 300, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self), `
+			02 01 0003 01020304 00000000000f42a4 ac02`},
+		{"version 1, records head", (&recordsHead{version: 1, sequence: 7, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self), `
+			01 01 0000 01020304 0000000000000007 00000000000f42a4 00000021`},
 		{"heartbeat", (&heartbeat{
 			incarnation: 1, highest: 9, lowest: 2, clock: 3, horizon: 4, digest: 5,
-			connections: 6, flags: flagSynced, port: 8849, name: "d1",
+			connections: 6, flags: flagSynced, port: 8849, name: "d1", version: 2, streams: 3, rate: 100_000,
+			ask: 7, answers: []answer{{9, 8}},
 		}).append(nil, self), `
 			01 02 0000 01020304 0000000000000001 0000000000000009 0000000000000002 0000000000000003
-			0000000000000004 0000000000000005 00000006 0001 2291 02 6431`},
+			0000000000000004 0000000000000005 00000006 0001 2291 02 6431 02 03 0100 000186a0
+			0000000000000007 00000009 0000000000000008`},
 		{"missing", (&missing{boot: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, ranges: []span{{3, 3}, {5, 9}}}).append(nil, self), `
 			01 03 0000 01020304 0102030405060708 0002 0000 0000000000000003 00000001 0000000000000005 00000005`},
-		{"pull", appendPull(nil, self, "d1"), "01 10 0000 01020304 02 6431"},
+		{"pull", appendPull(nil, 2, self, "d1"), "02 10 0000 01020304 02 6431"},
 	} {
 		if want := fromHex(t, stripTabs(c.want)); !bytes.Equal(c.got, want) {
 			t.Errorf("%s:\n got %x\nwant %x", c.name, c.got, want)
 		}
 	}
-	got := decode(t, encode(t, []conntable.Record{full}, 1_000_000), 1_000_000, 0)
-	if !reflect.DeepEqual(got, []conntable.Record{full}) {
-		t.Errorf("decoded %+v\nwant %+v", got, full)
+	for version := uint8(oldestVersion); version <= protocolVersion; version++ {
+		b, clock := encode(t, version, full)
+		if got := decode(t, b, origin{version: version, clock: clock}); !reflect.DeepEqual(got, []conntable.Record{full}) {
+			t.Errorf("version %d: decoded %+v\nwant %+v", version, got, full)
+		}
 	}
 }
 
@@ -146,19 +179,20 @@ func TestRecordsComeBackInAnyBatch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		recs := rapid.SliceOfN(rapid.Custom(drawRecord), 1, 40).Draw(t, "records")
 		limit := rapid.IntRange(500, 2000).Draw(t, "limit")
+		version := rapid.Uint8Range(oldestVersion, protocolVersion).Draw(t, "version")
 		var b batch
 		var d drops
-		clock := b.load(recs, 1, self, &d)
+		m := origin{version: version, sender: self, clock: b.load(recs, version, self, &d)}
 		want, got := map[int]bool{}, 0
 		for {
-			body, n := b.next(nil, limit, clock, self)
+			body, n := b.next(nil, limit)
 			if n == 0 {
 				break
 			}
 			if len(body) > limit {
 				t.Fatalf("a body of %d bytes, limit %d", len(body), limit)
 			}
-			err := new(decoder).records(body, clock, self, 0, func(r *conntable.Record) {
+			err := new(decoder).records(body, &m, func(r *conntable.Record) {
 				for i := range recs {
 					if !want[i] && reflect.DeepEqual(*r, recs[i]) {
 						want[i] = true
@@ -184,16 +218,18 @@ func TestWhatCannotBeSaid(t *testing.T) {
 	recs := []conntable.Record{mixed, conn("10.1.0.1:40000", 256), {}, conn("10.1.0.1:1", 1)}
 	var b batch
 	var d drops
-	b.load(recs, 1, self, &d)
-	if _, n := b.next(nil, 1400, 1, self); n != 1 || d[DropUnsayable].Load() != 3 {
+	b.load(recs, protocolVersion, self, &d)
+	if _, n := b.next(nil, 1400); n != 1 || d[DropUnsayable].Load() != 3 {
 		t.Errorf("said %d, counted %d; want 1 and 3", n, d[DropUnsayable].Load())
 	}
 }
 
 func TestAgeShortensWhatRemains(t *testing.T) {
-	body := encode(t, []conntable.Record{conn("10.1.0.1:40000", 1)}, 1_000_000)
-	if got := decode(t, body, 1_000_000, 3*time.Second)[0].Remaining; got != 897*time.Second {
-		t.Errorf("remaining %v, want 897 s", got)
+	for version := uint8(oldestVersion); version <= protocolVersion; version++ {
+		b, clock := encode(t, version, conn("10.1.0.1:40000", 1))
+		if got := decode(t, b, origin{version: version, clock: clock, age: 3 * time.Second})[0].Remaining; got != 897*time.Second {
+			t.Errorf("version %d: remaining %v, want 897 s", version, got)
+		}
 	}
 }
 
@@ -270,13 +306,17 @@ func TestRingKeepsTheLast(t *testing.T) {
 }
 
 func FuzzRecords(f *testing.F) {
-	f.Add(encode(f, []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 4)}, 1_000_100), uint64(1_000_100))
-	f.Add([]byte{1, 0xff}, uint64(0))
-	f.Fuzz(func(t *testing.T, b []byte, clock uint64) {
-		clock %= conntable.MaxClock
+	for version := uint8(oldestVersion); version <= protocolVersion; version++ {
+		b, clock := encode(f, version, conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 4))
+		f.Add(b, clock, version)
+	}
+	f.Add([]byte{1, 0xff}, uint64(0), uint8(1))
+	f.Add([]byte{0xff, 0xff, 0xff}, uint64(0), uint8(2))
+	f.Fuzz(func(t *testing.T, b []byte, clock uint64, version uint8) {
+		m := origin{version: oldestVersion + version%2, clock: clock % conntable.MaxClock, sender: self}
 		var recs []conntable.Record
-		new(decoder).records(b, clock, self, 0, func(r *conntable.Record) {
-			if r.Remaining > r.Timeout || r.Remaining < 0 || r.Version.Clock > clock {
+		new(decoder).records(b, &m, func(r *conntable.Record) {
+			if r.Remaining > r.Timeout || r.Remaining < 0 || r.Version.Clock > conntable.MaxClock {
 				t.Fatalf("delivered %+v", *r)
 			}
 			recs = append(recs, *r)
@@ -287,11 +327,11 @@ func FuzzRecords(f *testing.F) {
 		}
 		var enc batch
 		var d drops
-		clock = enc.load(recs, clock, self, &d)
-		body, n := enc.next(nil, 1<<24, clock, self)
+		m = origin{version: protocolVersion, clock: enc.load(recs, protocolVersion, self, &d), sender: self}
+		body, n := enc.next(nil, 1<<24)
 		again := 0
-		if err := new(decoder).records(body, clock, self, 0, func(*conntable.Record) { again++ }); err != nil || again != n {
-			t.Fatalf("%d of %d again: %v", again, n, err)
+		if err := new(decoder).records(body, &m, func(*conntable.Record) { again++ }); err != nil || again != n || n != len(recs) {
+			t.Fatalf("%d of %d again: %v", again, len(recs), err)
 		}
 	})
 }
@@ -299,19 +339,21 @@ func FuzzRecords(f *testing.F) {
 func FuzzMessages(f *testing.F) {
 	f.Add((&heartbeat{incarnation: 1, highest: 9, lowest: 2, clock: 3, port: 8849, name: "d1"}).append(nil, self))
 	f.Add((&missing{ranges: []span{{1, 2}}}).append(nil, self))
-	f.Add((&recordsHead{sequence: 7}).append(nil, self))
-	f.Add(appendPull(nil, self, "d1"))
+	f.Add((&recordsHead{version: 1, sequence: 7}).append(nil, self))
+	f.Add((&recordsHead{version: 2, sequence: 7}).append(nil, self))
+	f.Add(appendPull(nil, 2, self, "d1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		typ, node, c, err := parseHead(b)
+		var m head
+		rest, err := m.parse(b)
 		if err != nil {
 			return
 		}
 		var again []byte
-		rest := c
-		switch typ {
+		node := m.node
+		switch m.typ {
 		case typeRecords:
 			var h recordsHead
-			if h.parse(&rest) == nil {
+			if h.parse(&m, &rest) == nil {
 				again = h.append(nil, node)
 			}
 		case typeHeartbeat:
@@ -319,20 +361,21 @@ func FuzzMessages(f *testing.F) {
 			if name, err := h.parse(&rest); err == nil {
 				h.name = string(name)
 				again = h.append(nil, node)
+				again = again[:len(again)-16-12*len(h.answers)] // what version 1 has not
 			}
 		case typeMissing:
-			var m missing
-			if m.parse(&rest) == nil {
-				again = m.append(nil, node)
+			var n missing
+			if n.parse(&rest) == nil {
+				again = n.append(nil, node)
 				copy(again[headSize+10:], b[headSize+10:headSize+12]) // reserved
 			}
 		case typePull:
 			if name := parseName(&rest); !rest.bad {
-				again = appendPull(nil, node, string(name))
+				again = appendPull(nil, m.version, node, string(name))
 			}
 		}
 		if again != nil {
-			copy(again[2:], b[2:4]) // reserved
+			copy(again[:4], b[:4]) // version, reserved or age
 			if !bytes.HasPrefix(b, again) {
 				t.Fatalf("%x\nsays again as %x", b, again)
 			}
@@ -353,9 +396,9 @@ func BenchmarkEncode(b *testing.B) {
 	bytesOut := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		clock := enc.load(recs, 1_000_100, self, &d)
+		enc.load(recs, protocolVersion, self, &d)
 		for {
-			body, n := enc.next(buf[:0], 1400, clock, self)
+			body, n := enc.next(buf[:0], 1400)
 			if n == 0 {
 				break
 			}
@@ -372,14 +415,14 @@ func BenchmarkDecode(b *testing.B) {
 		recs = append(recs, conn("10.1.0.1:40000", 1))
 		recs[i].Client = netip.AddrPortFrom(recs[i].Client.Addr(), uint16(i))
 	}
-	body := encode(b, recs, 1_000_100)
+	body, _ := encode(b, protocolVersion, recs...)
 	tab := conntable.New(1000)
-	clock := uint64(2_000_000)
+	m := origin{version: protocolVersion, clock: 2_000_000, sender: self}
 	var d decoder
 	b.ReportAllocs()
 	for b.Loop() {
-		clock++
-		d.records(body, clock, self, 0, func(r *conntable.Record) { tab.Apply(r, conntable.ToKernel) })
+		m.clock++
+		d.records(body, &m, func(r *conntable.Record) { tab.Apply(r, conntable.ToKernel) })
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/record")
 }
@@ -392,7 +435,7 @@ func FuzzRepair(f *testing.F) {
 	own[7] = 1
 	s.ownSlices.set(1<<40, &own)
 	request := func(horizon uint64, d *conntable.Digests) []byte {
-		return appendRepair(nil, self, "d2", horizon, d)[headSize+3:]
+		return appendRepair(nil, protocolVersion, self, "d2", horizon, d)[headSize+3:]
 	}
 	f.Add(request(1<<40, &own))
 	f.Add(request(1<<40, &conntable.Digests{}))

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"saru/membership"
+)
+
+// Invariants 1 to 3 as packet captures see them. Whatever is done to a
+// director, each datagram it accepts arrived there within a lease of the
+// sending of a heartbeat that somebody had granted by then; no datagram is
+// accepted twice; and soon all are accepted again.
+
+// jiffies is by how much a kernel timer may be late: 6 at 250 Hz.
+const jiffies = 24 * time.Millisecond
+
+// A victim is a director that things are done to.
+type victim struct {
+	*node
+	capture *capture
+	mark    time.Time
+	oldest  time.Duration
+}
+
+func (n *node) victim() *victim {
+	v := &victim{node: n, capture: n.capture()}
+	time.Sleep(2 * pace.lease) // all that is live now was granted under its eyes
+	return v
+}
+
+// begin begins one accident.
+func (v *victim) begin() {
+	v.mark = time.Now()
+	v.capture.forget(v.mark.Add(-2 * pace.lease))
+}
+
+// bound asserts that what v has accepted since begin was accepted under a live
+// lease.
+func (v *victim) bound(what string) {
+	v.Helper()
+	late := 0
+	for _, t := range v.seen.acceptedBy(v.name, v.mark) {
+		age := v.capture.grantAge(t)
+		v.oldest = max(v.oldest, age)
+		if age > pace.lease+jiffies {
+			if late++; late <= 5 {
+				v.Errorf("%s: %s accepted a datagram at %s, when the newest heartbeat granted to it was sent %v before", what, v.name, clock(t), age)
+			}
+		}
+	}
+	if late > 5 {
+		v.Errorf("%s: so it did with %d datagrams in all", what, late)
+	}
+}
+
+// soon asserts that the gap that an accident made was not longer than the
+// protocol needs: what a watcher waits, a few heartbeats, and by how much the
+// directors' own ticks were late on this machine.
+func (l *lab) soon(what string, since time.Time) {
+	l.Helper()
+	may := membership.Watch(pace.lease) + pace.lease
+	for _, n := range l.nodes {
+		if n.cmd == nil {
+			continue
+		}
+		if st, err := n.status(); err == nil {
+			may += time.Duration(st.Engine.WorstTickMS * float64(time.Millisecond))
+		}
+	}
+	if gap := l.report(what, since); gap > may {
+		l.Errorf("%s: a flow had no acceptor for %v; the bound is %v", what, gap, may)
+	}
+}
+
+// instants is how many times something is done to a director, each time at
+// another moment of its work.
+func instants(brief, all int) int {
+	if testing.Short() {
+		return brief
+	}
+	return all
+}
+
+// random lets up to an interval pass, so that an accident meets any moment of
+// the daemon's work.
+func random(most time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(most))) }
+
+func TestBound(t *testing.T) {
+	l := newLab(t, 3, "")
+	for _, n := range l.nodes {
+		n.start()
+	}
+	l.until("three share", l.shared(3))
+	stop := l.traffic()
+	defer stop()
+	v := l.nodes[1].victim()
+
+	for i, n := 0, instants(4, 40); i < n; i++ {
+		// From a moment that nobody notices to one that costs it the share.
+		hold := 3 * pace.lease * time.Duration(i+1) / time.Duration(n)
+		v.accident(fmt.Sprintf("SIGSTOP for %v", hold.Round(time.Millisecond)), func() {
+			v.signal(syscall.SIGSTOP)
+			time.Sleep(hold)
+			v.signal(syscall.SIGCONT)
+		})
+	}
+	for range instants(2, 20) {
+		v.accident("SIGKILL", func() {
+			v.signal(syscall.SIGKILL)
+			v.wait()
+			l.until("taken over", l.shared(2))
+			v.start()
+		})
+	}
+	for range instants(2, 20) {
+		v.accident("nft flush ruleset", func() { v.run("nft", "flush", "ruleset") })
+	}
+	stop()
+	l.neverTwice()
+	t.Logf("the oldest grant that a datagram was accepted under was %v old; the lease is %v", v.oldest, pace.lease)
+}
+
+// accident has something happen to v at a random moment, and asserts the bound
+// until all three share again.
+func (v *victim) accident(what string, happen func()) {
+	v.Helper()
+	v.begin()
+	time.Sleep(random(pace.lease / 3))
+	happen()
+	time.Sleep(2 * pace.lease)
+	v.until("all share again after "+what, v.shared(len(v.nodes)))
+	v.soon(what, v.mark)
+	v.bound(what)
+}
+
+// run runs a command on the director, beside the daemon.
+func (n *node) run(args ...string) {
+	n.Helper()
+	n.must(in(n.ns, func() error {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%v: %w: %.500s", args, err, out)
+		}
+		return nil
+	}))
+}
+
+// A firewall that stops all of IP on a director, but for the service, leaves
+// its heartbeats their way as frames: it is not taken for dead.
+func TestFirewallIsNotDeath(t *testing.T) {
+	l := newLab(t, 3, "")
+	for _, n := range l.nodes {
+		n.start()
+	}
+	l.until("three share", l.shared(3))
+	stop := l.traffic()
+	defer stop()
+	v := l.nodes[1].victim()
+	v.begin()
+	v.run("nft", fmt.Sprintf("add table inet fw; add chain inet fw in { type filter hook input priority 0; policy drop; };"+
+		"add rule inet fw in udp dport %d accept; add chain inet fw out { type filter hook output priority 0; policy drop; }", service))
+	time.Sleep(5 * pace.lease)
+	l.until("three share still", l.shared(3))
+	v.bound("a firewall")
+	if gap := l.report("a firewall", v.mark); gap > pace.lease {
+		t.Errorf("a gap of %v; want none", gap)
+	}
+	if _, _, _, by := l.seen.gap(v.mark.Add(3*pace.lease), time.Now()); by[v.name] == 0 {
+		t.Errorf("%s accepts nothing any more: %v", v.name, by)
+	}
+	stop()
+	l.neverTwice()
+}
+
+// One frame from the shared MAC makes the switch send all clients' frames to
+// one port. Who hears no such frames any more gives its share to who does.
+func TestPoisonedSwitch(t *testing.T) {
+	l := newLab(t, 3, "")
+	for _, n := range l.nodes {
+		n.start()
+	}
+	l.until("three share", l.shared(3))
+	stop := l.traffic()
+	defer stop()
+	there, v := l.nodes[0], l.nodes[1].victim()
+	v.begin()
+	l.must(in(there.ns, func() error { return sendFrom(sharedMAC) }))
+	l.until("who gets the frames has all", func(open map[string]int) bool { return open["d1"] == 256 && len(open) == 1 })
+	l.soon("a poisoned switch", v.mark)
+	v.bound("a poisoned switch")
+	l.until("the status says why", func(map[string]int) bool {
+		st, err := v.status()
+		return err == nil && strings.Contains(st.Why, "hears no frames to the shared MAC")
+	})
+	v.begin()
+	l.must(in(l.sw, func() error {
+		return exec.Command("bridge", "fdb", "del", sharedMAC.String(), "dev", "d1", "master").Run()
+	}))
+	l.until("three share again", l.shared(3))
+	l.soon("the switch has forgotten", v.mark)
+	stop()
+	l.neverTwice()
+}
+
+var sharedMAC = net.HardwareAddr{0x02, 0x00, 0x5e, 0x00, 0x01, 0x01}
+
+// sendFrom sends one frame from a MAC to nobody.
+func sendFrom(mac net.HardwareAddr) error {
+	ifi, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	frame := append(net.HardwareAddr{2, 0, 0, 0, 0, 9}, mac...)
+	frame = append(frame, 0x88, 0xb6) // local experimental 2 (IEEE Std 802)
+	return unix.Sendto(fd, append(frame, make([]byte, 46)...), 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
+}

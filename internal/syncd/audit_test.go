@@ -1,0 +1,310 @@
+package syncd
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"saru/conntable"
+	"saru/syncproto/peer/peertest"
+)
+
+const (
+	closedLife = 10 * time.Second // the kernel's timeout in CLOSE
+)
+
+// A pair is two synced directors.
+func pair(t *testing.T, seed uint64) (a, b *node) {
+	t.Helper()
+	network := peertest.New(seed)
+	a, b = start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+	time.Sleep(3 * time.Second)
+	if !a.Synced() || !b.Synced() {
+		t.Fatal("not synced after 3 s")
+	}
+	return a, b
+}
+
+func template(client string, dest netip.AddrPort) conntable.Connection {
+	c := tcp(0, 1, 300*time.Second)
+	c.Client = netip.AddrPortFrom(netip.MustParseAddr(client), 0)
+	c.Template, c.Flags, c.Dest = true, c.Flags|conntable.FlagTemplate, dest
+	return c
+}
+
+// What the kernel did without a word becomes known to the peers' kernels.
+func TestAuditTellsWhatTheKernelDidNot(t *testing.T) {
+	for name, tc := range map[string]struct {
+		do    func(a *node, c conntable.Connection) // silently, 5 s after c was told
+		after time.Duration
+		check func(t *testing.T, c conntable.Connection, e fakeEntry, there bool)
+	}{
+		"a server's reset": {
+			func(a *node, c conntable.Connection) {
+				c.State, c.Timeout, c.Flags = tcpClose, closedLife, c.Flags|conntable.FlagInactive
+				a.kernel.serve(c)
+			}, 6 * time.Second,
+			func(t *testing.T, _ conntable.Connection, e fakeEntry, there bool) {
+				if !there || e.State != tcpClose || time.Until(e.until) > closedLife || e.Flags&conntable.FlagInactive == 0 {
+					t.Errorf("the peer's kernel has %+v, %v; want a connection that is closed", e, there)
+				}
+			},
+		},
+		"it goes at once": {
+			func(a *node, c conntable.Connection) { a.kernel.lost(c.Key) }, 15 * time.Second,
+			func(t *testing.T, _ conntable.Connection, e fakeEntry, there bool) {
+				if there {
+					t.Errorf("the peer's kernel still has %+v", e)
+				}
+			},
+		},
+		"its life was cut": {
+			func(a *node, c conntable.Connection) { c.Timeout = 60 * time.Second; a.kernel.serve(c) }, 10 * time.Second,
+			func(t *testing.T, _ conntable.Connection, e fakeEntry, there bool) {
+				if left := time.Until(e.until); !there || left > 53*time.Second || left < 47*time.Second {
+					t.Errorf("in the peer's kernel %v remain, %v; want 50 s", left, there)
+				}
+			},
+		},
+		"nothing": {
+			func(*node, conntable.Connection) {}, 30 * time.Second,
+			func(t *testing.T, _ conntable.Connection, e fakeEntry, there bool) {
+				if left := time.Until(e.until); !there || e.State != established || left > 866*time.Second || left < 864*time.Second {
+					t.Errorf("the peer's kernel has %+v with %v left, %v; want what the owner has, 865 s", e, left, there)
+				}
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := pair(t, 21)
+				c := tcp(1, established, 900*time.Second)
+				a.capture(c)
+				time.Sleep(5 * time.Second)
+				injected := b.kernel.injections()
+				tc.do(a, c)
+				time.Sleep(tc.after)
+				e, there := b.kernel.entry(c.Key)
+				tc.check(t, c, e, there)
+				if name == "nothing" && (b.kernel.injections() != injected || b.Status().Audit.Passes == 0) {
+					t.Errorf("told again %d times though nothing changed, %+v", b.kernel.injections()-injected, b.Status().Audit)
+				}
+			})
+		})
+	}
+}
+
+// A connection that no record told of is found, but a handshake is left alone.
+func TestAuditFindsWhatWasNeverTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 22)
+		c, half := tcp(1, established, 900*time.Second), tcp(2, 3, 60*time.Second)
+		a.kernel.serve(c)
+		a.kernel.serve(half)
+		time.Sleep(15 * time.Second)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != c.Dest || e.State != established {
+			t.Errorf("the peer's kernel has %+v, %v", e, ok)
+		}
+		if _, ok := b.kernel.entry(half.Key); ok || a.table.Len() != 1 {
+			t.Errorf("a half-open connection was told")
+		}
+	})
+}
+
+// What the kernel's backup thread lost is told again, and counted.
+func TestAuditMendsTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 23)
+		b.kernel.mu.Lock()
+		b.kernel.lose = 3
+		b.kernel.mu.Unlock()
+		const many = 10
+		for i := range many {
+			a.capture(tcp(i, established, 900*time.Second))
+		}
+		time.Sleep(time.Second)
+		stale := tcp(5, established, 900*time.Second)
+		b.kernel.mu.Lock()
+		if len(b.kernel.table) != many-3 {
+			t.Errorf("the kernel has %d entries, so this test shows nothing", len(b.kernel.table))
+		}
+		b.kernel.mu.Unlock()
+		// One that the kernel has in an older state.
+		closing := stale
+		closing.State, closing.Timeout = finWait, 120*time.Second
+		a.capture(closing)
+		time.Sleep(time.Second)
+		stale.Flags |= conntable.FlagSync
+		b.kernel.serve(stale)
+		time.Sleep(10 * time.Second)
+		for i := range many {
+			e, ok := b.kernel.entry(tcp(i, 0, 0).Key)
+			if want := map[bool]uint16{true: finWait, false: established}[i == 5]; !ok || e.State != want {
+				t.Errorf("connection %d: the kernel has %+v, %v; want state %d", i, e, ok, want)
+			}
+		}
+		if st := b.Status(); st.Kernel.Reinjected < 4 || st.Audit.Reinjected != st.Kernel.Reinjected {
+			t.Errorf("%+v %+v", st.Kernel, st.Audit)
+		}
+		if st := a.Status(); st.Audit.Told+st.Audit.Gone+st.Audit.Reinjected != 0 {
+			t.Errorf("the owner's audit changed something: %+v", st.Audit)
+		}
+	})
+}
+
+// News that come while the table is read are newer than what is read.
+func TestAuditNeverReplacesNewerState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 24)
+		c := tcp(1, established, 900*time.Second)
+		a.capture(c)
+		time.Sleep(5 * time.Second)
+		closed, news := c, c
+		closed.State, closed.Timeout = tcpClose, closedLife
+		news.State, news.Timeout = finWait, 120*time.Second
+		read := 0
+		a.kernel.mu.Lock()
+		a.kernel.during = func() { // the slice was read when the news come
+			if read++; read == 1 {
+				a.Captured(&news)
+			}
+		}
+		a.kernel.mu.Unlock()
+		a.kernel.serve(closed)
+		time.Sleep(6 * time.Second)
+		if read == 0 {
+			t.Fatal("no pass")
+		}
+		if e, _ := b.kernel.entry(c.Key); e.State != finWait {
+			t.Errorf("the peer's kernel has state %d, want the news' %d", e.State, finWait)
+		}
+	})
+}
+
+// An entry of which the kernel kept what was deleted is deleted again.
+func TestAuditDeletesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 25)
+		c := tcp(1, established, 900*time.Second)
+		a.capture(c)
+		time.Sleep(5 * time.Second)
+		a.kernel.lost(c.Key)
+		time.Sleep(12 * time.Second)
+		kept := c
+		kept.Flags |= conntable.FlagSync
+		b.kernel.mu.Lock()
+		b.kernel.table[c.Key] = &fakeEntry{kept, time.Now().Add(700 * time.Second), true}
+		b.kernel.mu.Unlock()
+		time.Sleep(6 * time.Second)
+		if _, ok := b.kernel.entry(c.Key); ok || b.Status().Audit.Deleted != 1 {
+			t.Errorf("the kernel still has it: %v, %+v", ok, b.Status().Audit)
+		}
+	})
+}
+
+// A connection whose real server is unknown waits for it.
+func TestHeldUntilTheRealServerAppears(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 26)
+		target := Target{Virtual: vip, Protocol: 6, Dest: realB}
+		b.kernel.mu.Lock()
+		delete(b.kernel.targets, target)
+		b.kernel.mu.Unlock()
+		time.Sleep(servicesEvery + time.Second)
+		toA, toB := tcp(2, established, 900*time.Second), tcp(3, established, 900*time.Second)
+		a.capture(toA)
+		a.capture(toB)
+		time.Sleep(12 * time.Second)
+		if _, ok := b.kernel.entry(toA.Key); !ok {
+			t.Error("the connection to the known real server was not injected")
+		}
+		if _, ok := b.kernel.entry(toB.Key); ok {
+			t.Error("a connection to an unknown real server was injected")
+		}
+		if st := b.Status(); st.Kernel.HeldBack != 1 || st.Audit.Held != 1 || st.Connections.Mirror != 2 {
+			t.Errorf("%+v %+v", st.Kernel, st.Audit)
+		}
+		before := b.kernel.injections()
+		b.kernel.mu.Lock()
+		b.kernel.targets[target] = struct{}{}
+		b.kernel.mu.Unlock()
+		time.Sleep(servicesEvery + 100*time.Millisecond)
+		if _, ok := b.kernel.entry(toB.Key); !ok {
+			t.Error("not injected when the real server appeared")
+		}
+		if got := b.kernel.injections() - before; got != 1 || b.Status().Kernel.Reinjected != 1 {
+			t.Errorf("told again %d times, counted %d; want 1", got, b.Status().Kernel.Reinjected)
+		}
+	})
+}
+
+// Two directors that chose for one client come to one choice, in both kernels.
+func TestTemplatesThatDisagreeAreBroughtToOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 27)
+		mine, other := template("10.1.0.9", realA), template("10.1.0.9", realB)
+		a.capture(mine)
+		time.Sleep(time.Second)
+		b.capture(other)
+		time.Sleep(20 * time.Second)
+		for _, n := range []*node{a, b} {
+			if e, ok := n.kernel.entry(mine.Key); !ok || e.Dest != realB {
+				t.Errorf("%s: the kernel has %+v, %v; want the later choice %v", n.node, e, ok, realB)
+			}
+		}
+		if st := a.Status().Templates; st.Conflicts != 1 || st.Left != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// The audit takes its share of a core and no more, whatever it has to read.
+func TestPacerKeepsToItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var used time.Duration
+		p := newPacer(0.02, time.Second, func() time.Duration { return used })
+		start := time.Now()
+		for range 10_000 {
+			if !p.afford(t.Context(), 0) {
+				t.Fatal("ended")
+			}
+			used += 7 * time.Millisecond
+		}
+		took := time.Since(start)
+		if most := time.Duration(0.02*float64(took)) + time.Second + 7*time.Millisecond; used > most {
+			t.Errorf("%v of CPU in %v; want at most %v", used, took, most)
+		}
+		if took > time.Duration(float64(used)/0.019) {
+			t.Errorf("%v of CPU took %v: the share is not used", used, took)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if p.afford(ctx, time.Second) {
+			t.Error("afford goes on without its context")
+		}
+	})
+}
+
+func TestSeenForgetsNothing(t *testing.T) {
+	const n = 20000
+	s := newSeen(n)
+	for i := range n {
+		k := tcp(i, 0, 0).Key
+		s.add(&k)
+	}
+	wrong := 0
+	for i := range n {
+		k, other := tcp(i, 0, 0).Key, tcp(n+i, 0, 0).Key
+		if !s.has(&k) {
+			t.Fatalf("%v was added", k)
+		}
+		if s.has(&other) {
+			wrong++
+		}
+	}
+	if wrong > n/50 {
+		t.Errorf("%d of %d keys that were never added are claimed", wrong, n)
+	}
+}

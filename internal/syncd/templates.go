@@ -1,0 +1,115 @@
+package syncd
+
+import (
+	"sync"
+	"time"
+
+	"saru/conntable"
+)
+
+const (
+	// templatesEvery is how often the templates being replaced are looked at.
+	templatesEvery = time.Second
+	// templateGone is for how long to wait until a deleted template is gone.
+	templateGone = 3 * time.Second
+	// templateAgain is when one that did not go is tried again. The kernel
+	// keeps a template with a connection for 60 s whatever it is told
+	// (ip_vs_conn.c, ip_vs_conn_expire).
+	templateAgain = time.Minute
+	// maxTemplates bounds the templates being replaced.
+	maxTemplates = 4096
+)
+
+// templates are those that the kernel holds with another real server than the
+// mirror, since two directors chose for one client. The kernel ignores the
+// real server of a record for a template that it has, so the old one has to go
+// first: delete, wait, inject. Whether that worked is for the audit to see,
+// which begins anew.
+type templates struct {
+	mu        sync.Mutex
+	replaced  map[conntable.Key]*replacement
+	conflicts uint64
+	left      uint64 // conflicts left alone since too many were being mended
+}
+
+type replacement struct {
+	old     conntable.Connection
+	deleted time.Time // zero: not yet
+	told    bool      // the new one was injected
+}
+
+// replaceTemplate begins to replace old, a template of the kernel, by what the
+// mirror has.
+func (e *Engine) replaceTemplate(old conntable.Connection) {
+	t := &e.templates
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.replaced[old.Key] != nil {
+		return
+	}
+	t.conflicts++
+	if len(t.replaced) >= maxTemplates {
+		t.left++
+		return
+	}
+	if t.replaced == nil {
+		t.replaced = map[conntable.Key]*replacement{}
+	}
+	t.replaced[old.Key] = &replacement{old: old}
+}
+
+// replacingTemplate reports whether k is a template that is to go before it is
+// injected.
+func (e *Engine) replacingTemplate(k *conntable.Key) bool {
+	if !k.Template {
+		return false
+	}
+	t := &e.templates
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.replaced[*k]
+	return r != nil && !r.told
+}
+
+// replaceTemplates goes on with what replaceTemplate began.
+func (e *Engine) replaceTemplates() {
+	doomed, due := e.templates.turn(time.Now())
+	for i := range doomed {
+		if err := e.kernel.Delete(doomed[i]); err != nil {
+			e.refused.Add(1)
+		}
+	}
+	for i := range due {
+		if ref, queued := e.table.Queue(due[i], conntable.ToKernel); queued != 0 {
+			e.toKernel.push(ref)
+		}
+	}
+}
+
+// turn returns which templates are now to be deleted, and which to be
+// injected.
+func (t *templates) turn(now time.Time) (doomed []conntable.Connection, due []conntable.Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, r := range t.replaced {
+		switch age := now.Sub(r.deleted); {
+		case r.deleted.IsZero():
+			r.deleted = now
+			doomed = append(doomed, r.old)
+		case age >= templateAgain:
+			delete(t.replaced, k)
+		case age >= templateGone && !r.told:
+			r.told = true
+			due = append(due, k)
+		}
+	}
+	return doomed, due
+}
+
+// counts returns how many templates disagreed, and how many of these were left
+// alone.
+func (t *templates) counts() (conflicts, left uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.conflicts, t.left
+}
