@@ -536,12 +536,12 @@ func TestConcurrentUse(t *testing.T) {
 // was told, or shown to a walk, is not.
 func TestSharedVersion(t *testing.T) {
 	clock := NewClock(1)
-	v := clock.Shared(time.Second)
-	if w := clock.Shared(time.Second); w != v {
+	v := clock.Shared()
+	if w := clock.Shared(); w != v {
 		t.Fatalf("shared %v, then %v", v, w)
 	}
 	clock.Turn()
-	if w := clock.Shared(time.Second); w.Compare(v) <= 0 {
+	if w := clock.Shared(); w.Compare(v) <= 0 {
 		t.Fatalf("%v after %v and a turn", w, v)
 	}
 	for _, c := range []struct {

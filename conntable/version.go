@@ -84,20 +84,19 @@ func (c *Clock) Next() Version {
 	}
 }
 
-// Shared returns the version that it returned last, if that is no older than
-// grain and Turn was not called since, else a new one. It is for news of many
-// connections that is told together: what all have in common is said once.
-// Versions order the tellings of one connection only, so who tells of the same
-// one again must use Next if what was told before has the same or a higher
-// version.
-func (c *Clock) Shared(grain time.Duration) Version {
-	now := c.at(time.Now())
-	if v := c.share.Load(); v != 0 && now-min(now, v) <= uint64(grain/time.Microsecond) {
-		return Version{v, c.node}
+// Shared returns one version for all news until Turn is called: news of many
+// connections that is told together says what all have in common once. Who
+// shares must call Turn whenever something was told, and soon after the first
+// news. Versions order the tellings of one connection only, so who tells of the
+// same one again must use Next if it has the shared version, or a higher one,
+// and was told.
+func (c *Clock) Shared() Version {
+	v := c.share.Load()
+	if v == 0 {
+		v = c.Next().Clock
+		c.share.Store(v)
 	}
-	v := c.Next()
-	c.share.Store(v.Clock)
-	return v
+	return Version{v, c.node}
 }
 
 // Turn makes Shared return a new version.

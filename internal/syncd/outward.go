@@ -20,7 +20,7 @@ const silentTimeout = time.Minute
 // director took the connection over.
 func (e *Engine) Captured(c *conntable.Connection) {
 	e.captured.Add(1)
-	r := conntable.Record{Connection: *c, Version: e.clock.Shared(flushWindow), Remaining: c.Timeout}
+	r := conntable.Record{Connection: *c, Version: e.clock.Shared(), Remaining: c.Timeout}
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}

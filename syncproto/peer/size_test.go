@@ -43,7 +43,7 @@ func (m *mix) established() conntable.Record {
 			},
 			Dest: netip.AddrPortFrom(dest, dport), State: 1, Flags: conntable.FlagFwdGate, Timeout: 900 * time.Second,
 		},
-		Version: m.clock.Shared(time.Second), Remaining: 900 * time.Second,
+		Version: m.clock.Shared(), Remaining: 900 * time.Second,
 	}
 }
 
