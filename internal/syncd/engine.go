@@ -39,8 +39,12 @@ const (
 
 	// Digests are made of what is older than digestAge, at multiples of
 	// digestEvery by the cluster's clock.
-	digestEvery = 5 * time.Second
+	digestEvery = conntable.HorizonTick * time.Microsecond
 	digestAge   = 2 * time.Second
+
+	// agreePatience is for how long a joiner that has pulled everything waits
+	// for a comparison that finds its table to be its peers'.
+	agreePatience = 30 * time.Second
 
 	// lateSlack is by how much directors' wall clocks may differ
 	// (conntable.Table.RefuseLate).
@@ -77,6 +81,7 @@ type Engine struct {
 	toLegacy *queue // nil without legacy directors
 	up       chan struct{}
 	synced   atomic.Bool
+	horizon  atomic.Uint64 // of the newest digests
 	started  time.Time
 
 	captured   atomic.Uint64
@@ -113,7 +118,7 @@ func New(cfg Config) *Engine {
 	e.session = peer.NewSession(peer.Config{
 		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,
 		StartPeriod: cfg.StartPeriod, Datagram: cfg.Datagram,
-		Deliver: e.deliver, Each: e.table.Each, Len: e.table.Len,
+		Deliver: e.deliver, Ranked: e.table.Ranked, Walk: e.table.Walk, Len: e.table.Len,
 	})
 	return e
 }
@@ -189,14 +194,16 @@ func (e *Engine) Flush(ctx context.Context) error {
 	return e.toPeers.flushed(ctx)
 }
 
-// join says that we are synced when we are.
+// join says that we are synced when we are: all that the peers held when we
+// joined is in the table and was given to the kernel, and a comparison of
+// digests has found nothing missing.
 func (e *Engine) join(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-e.session.Joined():
 	}
-	if e.toKernel.flushed(ctx) != nil {
+	if e.toKernel.flushed(ctx) != nil || !e.agree(ctx) || e.toKernel.flushed(ctx) != nil {
 		return nil
 	}
 	e.synced.Store(true)
@@ -206,20 +213,49 @@ func (e *Engine) join(ctx context.Context) error {
 	return nil
 }
 
+// agree waits until the tables of the peers that are synced are ours too. It
+// reports whether ctx is still alive.
+func (e *Engine) agree(ctx context.Context) bool {
+	patience := time.NewTimer(agreePatience)
+	defer patience.Stop()
+	for {
+		compared := e.session.Compared()
+		e.digest(e.horizon.Load()) // once more: what was pulled belongs to the past
+		differ := e.session.Differ()
+		if len(differ) == 0 {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-compared:
+		case <-patience.C:
+			e.log.Warn("synced, although tables differ; repairs go on", "peers", differ)
+			return true
+		}
+	}
+}
+
 func (e *Engine) expire() { e.expired.Add(uint64(e.table.Expire())) }
 
 // makeDigests tells the peers a digest of the table from time to time.
 func (e *Engine) makeDigests(ctx context.Context) error {
-	const step = uint64(digestEvery / time.Microsecond)
-	var d conntable.Digests
+	const step, age = uint64(digestEvery / time.Microsecond), uint64(digestAge / time.Microsecond)
 	for {
-		horizon := e.clock.Now()/step*step + step
+		horizon := (e.clock.Now()-age)/step*step + step
 		if !pause(ctx, digestAge+time.Duration(horizon-e.clock.Now())*time.Microsecond) {
 			return nil
 		}
-		if e.table.Digests(horizon, &d) {
-			e.session.SetDigests(horizon, &d)
-		}
+		e.horizon.Store(horizon)
+		e.digest(horizon)
+	}
+}
+
+// digest tells the peers what the table was at horizon, 0 for none yet.
+func (e *Engine) digest(horizon uint64) {
+	var d conntable.Digests
+	if horizon != 0 && e.table.Digests(horizon, &d) {
+		e.session.SetDigests(horizon, &d)
 	}
 }
 

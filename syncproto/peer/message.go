@@ -27,6 +27,7 @@ const (
 	typeBulk      = 18
 	typeEnd       = 19
 	typeRepair    = 20
+	typeMark      = 21
 
 	headSize = 8
 

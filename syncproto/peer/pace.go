@@ -131,59 +131,6 @@ func (s *Session) askMissing(now time.Time) (next time.Time) {
 	return next
 }
 
-// startPulls starts those pulls that are wanted and due.
-func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range s.peers {
-		if !p.pullWanted || p.pulling || !p.up(now) || s.pulls >= maxPulls {
-			continue
-		}
-		if p.pullAt.After(now) {
-			next = earlier(next, p.pullAt)
-			continue
-		}
-		p.pullWanted, p.pulling = false, true
-		s.pulls++
-		t := p.target()
-		s.group.Go(func() error { s.runPull(ctx, t); return nil })
-	}
-	return next
-}
-
-// runPull does one pull and notes how it went.
-func (s *Session) runPull(ctx context.Context, t pullTarget) {
-	highest, records, err := s.pull(ctx, t, appendPull(nil, t.version, s.self, s.cfg.Node))
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	defer s.wake()
-	p := t.peer
-	s.pulls--
-	p.pulling = false
-	p.bulk += records
-	p.received += records
-	s.pullEndedLocked()
-	if p.boot != t.boot {
-		return // begin has arranged for another
-	}
-	p.pullErr = err
-	if err != nil {
-		p.failures++
-		p.pullWanted = true
-		p.pullAt = now.Add(min(pullAgain<<min(p.failures-1, 8), pullAgainMax))
-		if ctx.Err() == nil {
-			s.log.Warn("pull", "peer", t.name, "addr", t.addr, "failures", p.failures, "err", err)
-		}
-		return
-	}
-	p.failures, p.pulled = 0, true
-	p.gaps.forget(highest)
-	p.noteFilled()
-	s.caughtUpLocked(p)
-	s.log.Info("pulled", "peer", t.name, "records", records)
-}
-
 // pullEndedLocked tells who waits for the end of pulls.
 func (s *Session) pullEndedLocked() {
 	close(s.changed)
@@ -204,27 +151,6 @@ func (s *Session) forgetSilent(now time.Time) {
 	s.chooseVersionLocked(now)
 }
 
-// checkJoined closes joined when it is time, and reports whether it is closed.
-func (s *Session) checkJoined(now time.Time) bool {
-	select {
-	case <-s.joined:
-		return true
-	default:
-	}
-	if now.Sub(s.started) < s.cfg.StartPeriod {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range s.peers {
-		if p.up(now) && !p.pulled && p.failures < pullPatience {
-			return false
-		}
-	}
-	close(s.joined)
-	return true
-}
-
 // Resync pulls everything again from all peers that are up, and waits for the
 // end. It returns how many peers were asked.
 func (s *Session) Resync(ctx context.Context) (int, error) {
@@ -234,7 +160,7 @@ func (s *Session) Resync(ctx context.Context) (int, error) {
 	for _, p := range s.peers {
 		if p.up(now) {
 			asked[p] = p.boot
-			p.pulled, p.failures = false, 0
+			p.pulled, p.failures, p.pull = false, 0, pullState{}
 			p.pullWanted, p.pullAt = true, now
 		}
 	}

@@ -42,6 +42,9 @@ type peerState struct {
 	pullAt     time.Time
 	failures   int
 	pullErr    error
+	pull       pullState // to go on with
+	pullTotal  uint32    // for people
+	pullDone   uint64
 
 	received, lost, repaired, restarts uint64
 	bulk                               uint64 // records pulled
@@ -55,6 +58,7 @@ type peerState struct {
 	repairWait time.Duration
 	repairs    uint64
 	mended     uint64 // records that came by repairs
+	fetched    bool   // in this life all that differed was, once
 }
 
 func (p *peerState) up(now time.Time) bool { return now.Sub(p.heardAt) < silentAfter }
@@ -76,9 +80,9 @@ func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.boot, p.incarnation = boot, hb.incarnation
 	p.gaps.begin(hb.highest)
 	p.gapAt = time.Time{}
-	p.pullWanted, p.pulled, p.pullAt, p.failures = true, false, now, 0
+	p.pullWanted, p.pulled, p.pullAt, p.failures, p.pull = true, false, now, 0, pullState{}
 	p.digests, p.equal, p.equalH, p.unequal = digests{}, nil, 0, 0
-	p.repairAt, p.repairWait = time.Time{}, 0
+	p.repairAt, p.repairWait, p.fetched = time.Time{}, 0, false
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -122,6 +126,8 @@ type PeerStatus struct {
 	Connections uint32  `json:"connections"`  // it says it has
 	Version     uint8   `json:"version"`      // of the protocol, the highest that it understands
 	Pulled      uint64  `json:"pulled"`       // records that came in bulk
+	PullDone    uint64  `json:"pull_done"`    // of the pull that goes on, or of the last one
+	PullTotal   uint32  `json:"pull_total"`   // connections that the peer had when that began
 	Restarts    uint64  `json:"restarts"`     // seen by us
 	Repairs     uint64  `json:"repairs"`      // of tables that differed
 	Mended      uint64  `json:"mended"`       // records that came by them
@@ -133,7 +139,7 @@ func (p *peerState) status(now time.Time) PeerStatus {
 		Name: p.name, Addr: p.addr.String(), State: p.stateName(now),
 		Received: p.received, Lost: p.lost, Repaired: p.repaired,
 		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections, Version: p.version,
-		Pulled: p.bulk, Restarts: p.restarts, DigestEqual: p.equal,
+		Pulled: p.bulk, PullDone: p.pullDone, PullTotal: p.pullTotal, Restarts: p.restarts, DigestEqual: p.equal,
 		Repairs: p.repairs, Mended: p.mended,
 	}
 	for _, g := range p.gaps.spans {

@@ -3,13 +3,11 @@ package peer
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"saru/conntable"
@@ -59,206 +57,134 @@ func (c *timedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// pull delivers what request asks the peer for. It returns the highest
-// sequence number of datagrams that need no longer come, and the number of
-// records, also if it fails halfway.
-func (s *Session) pull(ctx context.Context, t pullTarget, request []byte) (highest, records uint64, err error) {
+// A pullState is how far a pull of all that a peer holds has come. A stream
+// that broke is gone on with where it was marked last, as long as the peer is
+// the same.
+type pullState struct {
+	highest uint64 // sequence number of datagrams that need no longer come
+	total   uint32 // connections that the peer had at the beginning
+	records uint64 // that came
+	mark    []byte // where to go on, nil at the beginning
+	marked  uint64 // records by then
+}
+
+// pull delivers what request asks the peer for, and notes in st how far that
+// has come.
+func (s *Session) pull(ctx context.Context, t pullTarget, request []byte, st *pullState) error {
 	dialCtx, cancel := context.WithTimeout(ctx, frameTimeout)
 	defer cancel()
 	conn, err := s.cfg.Transport.Dial(dialCtx, netip.AddrPortFrom(t.addr.Addr(), t.port))
 	if err != nil {
-		return 0, 0, fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect: %w", err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	st, err := seal.Client(newTimedConn(conn), s.cfg.Keys, purposeBulk)
+	stream, err := seal.Client(newTimedConn(conn), s.cfg.Keys, purposeBulk)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	if err := st.Write(request); err != nil {
-		return 0, 0, err
+	if err := stream.Write(request); err != nil {
+		return err
 	}
-	return s.readBulk(st)
+	r := bulkReader{s: s, t: t, st: st}
+	return r.read(stream)
 }
 
-func appendPull(b []byte, version uint8, self conntable.NodeID, name string) []byte {
+// appendPull makes the first frame of a stream that asks for all, or for what
+// comes behind mark.
+func appendPull(b []byte, version uint8, self conntable.NodeID, name string, mark []byte) []byte {
 	b = (&head{version: version, typ: typePull, node: self}).append(b)
-	return append(append(b, byte(len(name))), name...)
+	b = append(append(b, byte(len(name))), name...)
+	return append(b, mark...)
 }
 
-func (s *Session) readBulk(st *seal.Stream) (highest, records uint64, err error) {
-	begun := false
-	var d decoder
+// A bulkReader reads the answer to one request.
+type bulkReader struct {
+	s       *Session
+	t       pullTarget
+	st      *pullState
+	begun   bool
+	came    uint64
+	decoder decoder
+}
+
+func (r *bulkReader) read(stream *seal.Stream) error {
 	for {
-		frame, err := st.Read()
+		frame, err := stream.Read()
 		if errors.Is(err, io.EOF) {
 			err = errEnd
 		}
 		if err != nil {
-			return 0, records, err
+			return err
 		}
 		var h head
 		c, err := h.parse(frame)
-		switch {
-		case err != nil:
-			return 0, records, err
-		case h.typ == typeBegin && !begun:
-			begun = true
-			highest = c.u64()
-			s.cfg.Clock.Observe(c.u64())
-		case h.typ == typeBulk && begun:
-			n, err := s.bulkRecords(&d, &c, &h)
-			records += n
-			if err != nil {
-				return 0, records, err
-			}
-		case h.typ == typeEnd && begun:
-			if told := c.u64(); c.bad || told != records {
-				return 0, records, fmt.Errorf("the peer says it sent %d records, %d came", told, records)
-			}
-			return highest, records, nil
-		default:
-			return 0, records, errMalformed
+		if err != nil {
+			return err
 		}
-		if c.bad {
-			return 0, records, errMalformed
-		}
-	}
-}
-
-func (s *Session) bulkRecords(d *decoder, c *cursor, h *head) (n uint64, err error) {
-	clock := c.u64()
-	if c.bad || clock > conntable.MaxClock {
-		return 0, errMalformed
-	}
-	s.cfg.Clock.Observe(clock)
-	m := origin{version: h.version, clock: clock, sender: h.node}
-	err = d.records(c.b, &m, func(r *conntable.Record) {
-		n++
-		s.cfg.Deliver(r)
-	})
-	return n, err
-}
-
-// acceptPause is how long to leave a system that cannot accept alone.
-const acceptPause = 100 * time.Millisecond
-
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
-}
-
-// serve answers pulls.
-func (s *Session) serve(ctx context.Context) error {
-	ln := s.cfg.Transport.Listener()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	var streams sync.WaitGroup
-	defer streams.Wait()
-	slots := make(chan struct{}, maxPulls)
-	for {
-		conn, err := ln.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				conn.Close()
+		if h.typ == typeEnd && r.begun {
+			if told := c.u64(); c.bad || told != r.came {
+				return fmt.Errorf("the peer says it sent %d records, %d came", told, r.came)
 			}
 			return nil
 		}
-		if errors.Is(err, net.ErrClosed) {
-			return fmt.Errorf("accept peers: %w", err)
+		if err := r.frame(&h, &c); err != nil {
+			return err
 		}
-		if err != nil { // out of descriptors, or the peer gave up
-			s.drops.count(DropStream)
-			if !pause(ctx, acceptPause) {
-				return nil
-			}
-			continue
-		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			s.drops.count(DropStream)
-			conn.Close() // the puller comes again
-			continue
-		}
-		streams.Go(func() {
-			s.streams.Add(1)
-			defer func() { s.streams.Add(-1); <-slots }()
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { conn.Close() })
-			defer stop()
-			if err := s.servePull(newTimedConn(conn)); err != nil && ctx.Err() == nil {
-				s.drops.count(DropStream)
-				s.log.Debug("serve pull", "addr", conn.RemoteAddr(), "err", err)
-			}
-		})
 	}
 }
 
-func (s *Session) servePull(conn *timedConn) error {
-	st, err := seal.Server(conn, s.cfg.Keys, purposeBulk)
-	if err != nil {
-		return err
+func (r *bulkReader) frame(h *head, c *cursor) error {
+	switch {
+	case h.typ == typeBegin && !r.begun:
+		r.begun = true
+		r.begin(c)
+	case h.typ == typeBulk && r.begun:
+		if err := r.records(h, c); err != nil {
+			return err
+		}
+	case h.typ == typeMark && r.begun:
+		if mark := c.take(conntable.CursorSize); !c.bad {
+			r.st.mark, r.st.marked = append(r.st.mark[:0], mark...), r.st.records
+		}
+	default:
+		return errMalformed
 	}
-	return s.serveStream(st)
+	if c.bad {
+		return errMalformed
+	}
+	r.s.notePull(r.t.peer, r.st)
+	return nil
 }
 
-// sendBulk sends all that this node holds, or only what is in the slices, in a
-// version of the protocol.
-func (s *Session) sendBulk(st *seal.Stream, version uint8, in *conntable.Slices) error {
-	highest, _ := s.Sent()
-	b := appendHead(nil, typeBegin, s.self)
-	b = binary.BigEndian.AppendUint64(b, highest)
-	b = binary.BigEndian.AppendUint64(b, s.cfg.Clock.Now())
-	b = binary.BigEndian.AppendUint32(b, uint32(s.cfg.Len()))
-	if err := st.Write(b); err != nil {
-		return err
+// begin reads how much there is. Where a stream is gone on with, the beginning
+// told what it covers.
+func (r *bulkReader) begin(c *cursor) {
+	highest, clock, total := c.u64(), c.u64(), c.u32()
+	r.s.cfg.Clock.Observe(clock)
+	if r.st.mark == nil {
+		r.st.highest, r.st.total = highest, total
 	}
-	w := bulkWriter{s: s, st: st, version: version, recs: make([]conntable.Record, 0, bulkChunk)}
-	s.cfg.Each(func(r *conntable.Record) bool {
-		if in != nil && !in.Has(conntable.SliceOf(&r.Key)) {
-			return true
-		}
-		w.recs = append(w.recs, *r)
-		return len(w.recs) < bulkChunk || w.flush()
+}
+
+func (r *bulkReader) records(h *head, c *cursor) error {
+	clock := c.u64()
+	if c.bad || clock > conntable.MaxClock {
+		return errMalformed
+	}
+	r.s.cfg.Clock.Observe(clock)
+	m := origin{version: h.version, clock: clock, sender: h.node}
+	return r.decoder.records(c.b, &m, func(rec *conntable.Record) {
+		r.came++
+		r.st.records++
+		r.s.cfg.Deliver(rec)
 	})
-	if !w.flush() {
-		return w.err
-	}
-	return st.Write(binary.BigEndian.AppendUint64(appendHead(nil, typeEnd, s.self), w.records))
 }
 
-// A bulkWriter sends records in frames, some at a time in sorted order.
-type bulkWriter struct {
-	s       *Session
-	st      *seal.Stream
-	version uint8
-	batch   batch
-	recs    []conntable.Record
-	buf     []byte
-	records uint64
-	err     error
-}
-
-// flush sends what is there, and reports whether that went well.
-func (w *bulkWriter) flush() bool {
-	clock := w.batch.load(w.recs, w.version, w.s.self, &w.s.drops)
-	w.recs = w.recs[:0]
-	for w.err == nil {
-		b := (&head{version: w.version, typ: typeBulk, node: w.s.self}).append(w.buf[:0])
-		b = binary.BigEndian.AppendUint64(b, clock)
-		var n int
-		w.buf, n = w.batch.next(b, bulkFrame)
-		if n == 0 {
-			break
-		}
-		w.records += uint64(n)
-		w.err = w.st.Write(w.buf)
-	}
-	return w.err == nil
+// notePull shows how far a pull has come.
+func (s *Session) notePull(p *peerState, st *pullState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.pullTotal, p.pullDone = st.total, st.records
 }

@@ -4,19 +4,17 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"time"
 
 	"saru/conntable"
-	"saru/internal/seal"
 )
 
-// Two tables that differ at two horizons in a row differ by more than what is
+// Two tables that differ at three horizons in a row differ by more than what is
 // on its way. Then each node tells the other the digests of its slices at a
 // horizon, and gets all that the other holds in those that differ; versions
 // decide, as ever. One that did not help is tried again later and later.
 const (
-	unequalEnough = 2
+	unequalEnough = 3
 	repairAgain   = 10 * time.Second
 	repairMax     = 5 * time.Minute
 )
@@ -25,14 +23,14 @@ const (
 var errHorizon = errors.New("it has no digests of that horizon")
 
 // A sliceHistory has the digests that the newest sums were made of.
-type sliceHistory [2]struct {
+type sliceHistory [4]struct {
 	horizon uint64
 	digests conntable.Digests
 }
 
 func (s *sliceHistory) set(horizon uint64, d *conntable.Digests) {
 	if s[0].horizon != horizon {
-		s[1] = s[0]
+		copy(s[1:], s[:])
 	}
 	s[0].horizon, s[0].digests = horizon, *d
 }
@@ -60,17 +58,28 @@ func (s *Session) SetDigests(horizon uint64, d *conntable.Digests) {
 	}
 }
 
+// comparedLocked tells who waits for comparisons.
+func (s *Session) comparedLocked() {
+	close(s.compared)
+	s.compared = make(chan struct{})
+}
+
 func (s *Session) compareLocked(p *peerState) {
 	h, equal := s.digests.compare(&p.digests)
-	if h <= p.equalH {
+	if h == 0 || h < p.equalH || h == p.equalH && p.equal != nil && *p.equal == equal {
 		return
 	}
+	again := h == p.equalH
 	p.equal, p.equalH = &equal, h
+	s.comparedLocked()
 	if equal {
 		p.unequal, p.repairWait = 0, 0
 		return
 	}
-	if p.unequal++; p.unequal >= unequalEnough && p.synced && s.synced.Load() {
+	if again {
+		return
+	}
+	if p.unequal++; p.unequal >= unequalEnough && p.synced && s.hasJoined() {
 		s.wake()
 	}
 }
@@ -80,7 +89,7 @@ func (s *Session) startRepairs(ctx context.Context, now time.Time) (next time.Ti
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
-		if p.unequal < unequalEnough || p.pulling || p.pullWanted || !p.up(now) || !p.synced || !s.synced.Load() || s.pulls >= maxPulls {
+		if p.unequal < unequalEnough || p.pulling || p.pullWanted || !p.up(now) || !p.synced || !s.hasJoined() || s.pulls >= maxPulls {
 			continue
 		}
 		if p.repairAt.After(now) {
@@ -103,26 +112,29 @@ func (s *Session) startRepairs(ctx context.Context, now time.Time) (next time.Ti
 
 // runRepair does one repair and notes how it went.
 func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d *conntable.Digests) {
-	_, records, err := s.pull(ctx, t, appendRepair(nil, t.version, s.self, s.cfg.Node, horizon, d))
+	var st pullState
+	err := s.pull(ctx, t, appendRepair(nil, t.version, s.self, s.cfg.Node, horizon, d), &st)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.wake()
 	p := t.peer
 	s.pulls--
 	p.pulling = false
-	p.received += records
+	p.received += st.records
 	s.pullEndedLocked()
 	if p.boot != t.boot {
 		return
 	}
 	p.repairs++
-	p.mended += records
+	p.mended += st.records
 	s.caughtUpLocked(p)
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("repair", "peer", t.name, "addr", t.addr, "err", err)
 		return
 	}
-	s.log.Info("tables differed, slices exchanged", "peer", t.name, "records", records)
+	p.fetched = true
+	s.comparedLocked()
+	s.log.Info("tables differed, slices exchanged", "peer", t.name, "records", st.records)
 }
 
 // appendRepair makes the first frame of a stream that asks for the records of
@@ -156,31 +168,4 @@ func (s *Session) parseRepair(c *cursor) (*conntable.Slices, error) {
 	}
 	diff := ours.Diff(&theirs)
 	return &diff, nil
-}
-
-// serveStream answers the first frame of a puller's stream.
-func (s *Session) serveStream(st *seal.Stream) error {
-	frame, err := st.Read()
-	if err != nil {
-		return err
-	}
-	var h head
-	c, err := h.parse(frame)
-	if err != nil || h.typ != typePull && h.typ != typeRepair {
-		return errors.Join(errMalformed, err)
-	}
-	name := parseName(&c)
-	if c.bad {
-		return errMalformed
-	}
-	if h.typ == typePull {
-		s.log.Debug("pulled from", "peer", string(name))
-		return s.sendBulk(st, h.version, nil)
-	}
-	diff, err := s.parseRepair(&c)
-	if err != nil {
-		return fmt.Errorf("repair for %s: %w", name, err)
-	}
-	s.log.Debug("repairing", "peer", string(name), "slices", diff.Len())
-	return s.sendBulk(st, h.version, diff)
 }

@@ -38,7 +38,7 @@ const (
 	resendsPerTick = 1024 // datagrams sent again in resendTick
 	resendTick     = 50 * time.Millisecond
 	sendBatch      = 32
-	bulkChunk      = 1024
+	bulkChunk      = 2048 // records between two marks of a stream
 
 	// DefaultDatagram is what a datagram's UDP payload is at most, in bytes,
 	// so that none is fragmented at an MTU of 1,500.
@@ -81,8 +81,9 @@ type Config struct {
 	// Deliver is called with each record of a peer, by several goroutines. r
 	// is its own until it returns; r's Seq and PEData may be kept.
 	Deliver func(r *conntable.Record)
-	// Each tells all that this node holds (conntable.Table.Each).
-	Each func(yield func(r *conntable.Record) bool)
+	// Ranked and Walk tell all that this node holds (conntable.Table).
+	Ranked func() conntable.Cursor
+	Walk   func(c *conntable.Cursor, in *conntable.Slices, recs []conntable.Record) int
 	// Len is how many connections that are.
 	Len func() int
 }
@@ -124,6 +125,8 @@ type Session struct {
 	beatAt    time.Time
 	started   time.Time
 	pulls     int
+	source    *peerState    // that a joiner pulls from
+	compared  chan struct{} // closed and made anew when digests were compared
 	changed   chan struct{} // closed and made anew when a pull ends
 	resent    int
 	resentAt  time.Time
@@ -154,7 +157,7 @@ func NewSession(cfg Config) *Session {
 	s := &Session{
 		cfg: cfg, log: cfg.Log, self: cfg.Clock.Node(), incarnation: cfg.Clock.Now(),
 		sealer: seal.NewSealer(cfg.Keys, purposeDatagram), opener: seal.NewOpener(cfg.Keys, purposeDatagram),
-		kick: make(chan struct{}, 1), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}),
+		kick: make(chan struct{}, 1), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}), compared: make(chan struct{}),
 		peers: map[conntable.NodeID]*peerState{}, catchUps: map[*catchUp]struct{}{}, plain: make([]byte, 0, 64<<10),
 		out: make([][]byte, sendBatch),
 	}

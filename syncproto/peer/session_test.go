@@ -37,7 +37,9 @@ func session(t testing.TB, kr *seal.Keyring, name string, tr Transport) (*Sessio
 	return NewSession(Config{
 		Node: name, Keys: kr, Clock: conntable.NewClock(conntable.NodeIDOf(name)), Transport: tr, Log: slog.New(slog.DiscardHandler),
 		Deliver: func(r *conntable.Record) { got = append(got, *r) },
-		Each:    func(func(*conntable.Record) bool) {}, Len: func() int { return 0 },
+		Ranked:  func() conntable.Cursor { return conntable.Cursor{} },
+		Walk:    func(*conntable.Cursor, *conntable.Slices, []conntable.Record) int { return 0 },
+		Len:     func() int { return 0 },
 	}), &got
 }
 

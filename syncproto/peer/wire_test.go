@@ -128,7 +128,7 @@ func TestGoldenMessages(t *testing.T) {
 			0000000000000007 00000009 0000000000000008`},
 		{"missing", (&missing{boot: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, ranges: []span{{3, 3}, {5, 9}}}).append(nil, self), `
 			01 03 0000 01020304 0102030405060708 0002 0000 0000000000000003 00000001 0000000000000005 00000005`},
-		{"pull", appendPull(nil, 2, self, "d1"), "02 10 0000 01020304 02 6431"},
+		{"pull", appendPull(nil, 2, self, "d1", nil), "02 10 0000 01020304 02 6431"},
 	} {
 		if want := fromHex(t, stripTabs(c.want)); !bytes.Equal(c.got, want) {
 			t.Errorf("%s:\n got %x\nwant %x", c.name, c.got, want)
@@ -341,7 +341,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add((&missing{ranges: []span{{1, 2}}}).append(nil, self))
 	f.Add((&recordsHead{version: 1, sequence: 7}).append(nil, self))
 	f.Add((&recordsHead{version: 2, sequence: 7}).append(nil, self))
-	f.Add(appendPull(nil, 2, self, "d1"))
+	f.Add(appendPull(nil, 2, self, "d1", nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m head
 		rest, err := m.parse(b)
@@ -371,7 +371,7 @@ func FuzzMessages(f *testing.F) {
 			}
 		case typePull:
 			if name := parseName(&rest); !rest.bad {
-				again = appendPull(nil, m.version, node, string(name))
+				again = appendPull(nil, m.version, node, string(name), nil)
 			}
 		}
 		if again != nil {

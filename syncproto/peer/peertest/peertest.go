@@ -30,6 +30,9 @@ type Network struct {
 	delay time.Duration
 	cut   map[[2]netip.Addr]bool
 	lost  int
+
+	streamDelay time.Duration
+	streamBreak int
 }
 
 // New returns a Network without loss whose randomness comes from seed.
@@ -48,6 +51,12 @@ func (n *Network) SetCut(a, b *Node, cut bool) {
 	n.cut[[2]netip.Addr{a.addr, b.addr}] = cut
 	n.cut[[2]netip.Addr{b.addr, a.addr}] = cut
 }
+
+// SetStreamDelay makes each piece of a stream that is written take so long.
+func (n *Network) SetStreamDelay(d time.Duration) { n.mu.Lock(); n.streamDelay = d; n.mu.Unlock() }
+
+// BreakStream breaks the next stream after so many bytes to who dialled.
+func (n *Network) BreakStream(after int) { n.mu.Lock(); n.streamBreak = after; n.mu.Unlock() }
 
 // Lost is how many datagrams were lost so far.
 func (n *Network) Lost() int { n.mu.Lock(); defer n.mu.Unlock(); return n.lost }
@@ -144,9 +153,40 @@ func (nd *Node) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 		return nil, ctx.Err()
 	case <-peer.closed:
 		return nil, fmt.Errorf("%v: %w", to, errRefused)
-	case peer.accept <- theirs:
+	case peer.accept <- &stream{Conn: theirs, net: nd.net, left: nd.net.takeBreak()}:
 		return ours, nil
 	}
+}
+
+func (n *Network) takeBreak() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	after := n.streamBreak
+	n.streamBreak = 0
+	return after
+}
+
+// A stream is the accepted end of one.
+type stream struct {
+	net.Conn
+	net  *Network
+	left int // bytes until it breaks, 0: it does not
+}
+
+func (s *stream) Write(b []byte) (int, error) {
+	s.net.mu.Lock()
+	delay := s.net.streamDelay
+	s.net.mu.Unlock()
+	if delay > 0 {
+		time.Sleep(delay)
+	}
+	if s.left > 0 {
+		if s.left -= len(b); s.left <= 0 {
+			s.Close()
+			return 0, net.ErrClosed
+		}
+	}
+	return s.Conn.Write(b)
 }
 
 // Listener accepts what is dialled to this node.

@@ -1,0 +1,316 @@
+package syncd
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"saru/conntable"
+	"saru/syncproto/peer"
+	"saru/syncproto/peer/peertest"
+)
+
+// synced starts nodes 1 to n, of which the first has so many connections, and
+// waits until all are synced.
+func synced(t *testing.T, network *peertest.Network, n, conns int) []*node {
+	t.Helper()
+	var nodes []*node
+	for i := range n {
+		nodes = append(nodes, start(t, network, i+1, newFakeKernel()))
+	}
+	time.Sleep(3 * time.Second)
+	for i := range conns {
+		nodes[0].capture(tcp(i, established, 900*time.Second))
+	}
+	time.Sleep(5 * time.Second)
+	for _, nd := range nodes {
+		if !nd.Synced() || nd.table.Len() != conns {
+			t.Fatalf("%s: synced %v, %d connections", nd.node, nd.Synced(), nd.table.Len())
+		}
+	}
+	return nodes
+}
+
+// peerOf is what n knows of the peer called name.
+func (n *node) peerOf(t *testing.T, name string) (p peer.PeerStatus) {
+	t.Helper()
+	for _, p := range n.Status().Peers {
+		if p.Name == name {
+			return p
+		}
+	}
+	t.Fatalf("%s does not know %s", n.node, name)
+	return p
+}
+
+// A joiner pulls the table once, however many hold it, from who does least.
+func TestJoinerPullsFromTheLeastLoaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(11)
+		const conns = 5000
+		nodes := synced(t, network, 3, conns)
+		// d1 and d2 tell news all the time, d3 none.
+		busy := func() {
+			for i := range 50 {
+				nodes[0].capture(tcp(i, established, 900*time.Second))
+				nodes[1].capture(tcp(100+i, established, 900*time.Second))
+			}
+		}
+		for range 20 {
+			busy()
+			time.Sleep(100 * time.Millisecond)
+		}
+		joiner := start(t, network, 4, newFakeKernel())
+		for range 50 {
+			busy()
+			time.Sleep(100 * time.Millisecond)
+		}
+		if !joiner.Synced() || joiner.kernel.len() != conns {
+			t.Errorf("synced %v, %d of %d connections in the kernel", joiner.Synced(), joiner.kernel.len(), conns)
+		}
+		for name, want := range map[string]bool{"d1": false, "d2": false, "d3": true} {
+			if p := joiner.peerOf(t, name); p.Pulled > 0 != want || want && p.Pulled != conns {
+				t.Errorf("pulled %d records from %s", p.Pulled, name)
+			}
+		}
+	})
+}
+
+// A stream that breaks is gone on with, and not begun anew.
+func TestPullGoesOnAfterABreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(12)
+		const conns = 40_000
+		nodes := synced(t, network, 1, conns)
+		network.BreakStream(500_000)
+		joiner := start(t, network, 2, newFakeKernel())
+		time.Sleep(500 * time.Millisecond)
+		for i := range 100 { // between the two streams
+			nodes[0].capture(tcp(i, finWait, 120*time.Second))
+		}
+		time.Sleep(6 * time.Second)
+		p := joiner.peerOf(t, "d1")
+		if !joiner.Synced() || joiner.table.Len() != conns || p.DigestEqual == nil || !*p.DigestEqual {
+			t.Errorf("synced %v, %d of %d connections, %+v", joiner.Synced(), joiner.table.Len(), conns, p)
+		}
+		// What came between the last mark and the break comes again.
+		if p.Pulled < conns || p.Pulled > conns+2*4096 {
+			t.Errorf("%d records pulled for %d connections", p.Pulled, conns)
+		}
+		if p.PullDone != uint64(conns) || p.PullTotal != conns {
+			t.Errorf("shown as %d of %d", p.PullDone, p.PullTotal)
+		}
+	})
+}
+
+// While a slow pull goes on, news travels as ever, from the source to the
+// joiner and to others, and the joiner says how far it is.
+func TestLiveNewsDuringAPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(13)
+		const conns = 20_000
+		nodes := synced(t, network, 2, conns)
+		network.SetStreamDelay(300 * time.Millisecond)
+		joiner := start(t, network, 3, newFakeKernel())
+		time.Sleep(2500 * time.Millisecond)
+		var before uint64
+		for i := range 10 {
+			c := tcp(conns+i, established, 900*time.Second)
+			nodes[0].capture(c)
+			time.Sleep(50 * time.Millisecond)
+			for _, n := range []*node{nodes[1], joiner} {
+				if _, ok := n.kernel.get(c.Key); !ok {
+					t.Fatalf("%s's kernel was not told within 50 ms", n.node)
+				}
+			}
+			time.Sleep(450 * time.Millisecond)
+			p := joiner.peerOf(t, "d1")
+			if joiner.peerOf(t, "d2").Pulled+joiner.peerOf(t, "d2").PullDone > 0 {
+				p = joiner.peerOf(t, "d2")
+			}
+			if i < 5 && (p.State != "pulling" || joiner.Synced() || p.PullTotal < conns || p.PullDone < before || p.PullDone == 0) {
+				t.Fatalf("synced %v, %+v", joiner.Synced(), p)
+			}
+			before = p.PullDone
+		}
+		network.SetStreamDelay(0)
+		time.Sleep(5 * time.Second)
+		if !joiner.Synced() || joiner.kernel.len() != conns+10 {
+			t.Errorf("synced %v, %d connections in the kernel", joiner.Synced(), joiner.kernel.len())
+		}
+	})
+}
+
+// Who takes nothing of what it asked for costs its source nothing.
+func TestStalledPullerBlocksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(14)
+		nodes := synced(t, network, 2, 20_000)
+		network.SetStreamDelay(time.Hour)
+		joiner := start(t, network, 3, newFakeKernel())
+		for i := range 100 {
+			c := tcp(20_000+i, established, 900*time.Second)
+			nodes[0].capture(c)
+			time.Sleep(20 * time.Millisecond)
+			if _, ok := nodes[1].kernel.get(c.Key); !ok {
+				t.Fatal("the peer was not told within 20 ms")
+			}
+		}
+		if joiner.Synced() {
+			t.Error("synced without having pulled")
+		}
+	})
+}
+
+// A joiner is not synced while a peer that holds the cluster's state has what
+// its source has not.
+func TestSyncedOnlyWhenTablesAgree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(15)
+		nodes := synced(t, network, 2, 100)
+		network.SetCut(nodes[0].net, nodes[1].net, true)
+		x := tcp(1000, established, 900*time.Second)
+		nodes[1].capture(x)
+		for range 20 { // d1 does least, and so is the source
+			nodes[1].capture(tcp(1, established, 900*time.Second))
+			time.Sleep(100 * time.Millisecond)
+		}
+		joiner := start(t, network, 3, newFakeKernel())
+		for range 300 {
+			time.Sleep(100 * time.Millisecond)
+			if joiner.Synced() {
+				break
+			}
+		}
+		if _, ok := joiner.kernel.get(x.Key); !joiner.Synced() || !ok {
+			t.Errorf("synced %v, kernel has what only the other peer held: %v", joiner.Synced(), ok)
+		}
+		if p := joiner.peerOf(t, "d1"); p.Pulled != 100 {
+			t.Errorf("%d records pulled from d1, want it to be the source", p.Pulled)
+		}
+		if d := time.Since(joiner.started); d > agreePatience {
+			t.Errorf("it took %v", d)
+		}
+	})
+}
+
+// Entries that were deleted while a node was cut off for a day do not come
+// back with it, and it learns what is new.
+func TestDeadForADay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a day of heartbeats takes half a minute")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(16)
+		nodes := synced(t, network, 2, 100)
+		const long = 48 * time.Hour
+		kept, gone := tcp(5000, established, long), tcp(5001, established, long)
+		nodes[0].capture(kept)
+		nodes[0].capture(gone)
+		time.Sleep(time.Second)
+		network.SetCut(nodes[0].net, nodes[1].net, true)
+		time.Sleep(12 * time.Hour)
+		if err := nodes[0].kernel.Delete(gone); err != nil {
+			t.Fatal(err)
+		}
+		if got := nodes[0].table.Delete(gone.Key, nodes[0].clock.Next(), conntable.ToPeers); got.Outcome != conntable.Updated {
+			t.Fatalf("delete: %v", got.Outcome)
+		}
+		fresh := tcp(6000, established, long)
+		nodes[0].capture(fresh)
+		time.Sleep(12 * time.Hour)
+		network.SetCut(nodes[0].net, nodes[1].net, false)
+		time.Sleep(10 * time.Second)
+		for _, n := range nodes {
+			var r conntable.Record
+			if n.table.Lookup(gone.Key, &r) && !r.Deleted {
+				t.Errorf("%s: the deleted connection is back", n.node)
+			}
+			for _, c := range []conntable.Connection{kept, fresh} {
+				if !n.table.Lookup(c.Key, &r) || r.Deleted {
+					t.Errorf("%s: connection %v is not there", n.node, c.Client)
+				}
+			}
+			if n.table.Len() != 2 {
+				t.Errorf("%s: %d connections, want 2", n.node, n.table.Len())
+			}
+			for _, p := range n.Status().Peers {
+				if p.DigestEqual == nil || !*p.DigestEqual {
+					t.Errorf("%s of %s: %+v", n.node, p.Name, p)
+				}
+			}
+		}
+	})
+}
+
+// Loss of 5 % of all datagrams, and a blackout of one second in the middle of
+// it: from its end on it takes how long until all hold the same.
+func TestConvergence(t *testing.T) {
+	worst := time.Duration(0)
+	for seed := uint64(1); seed <= 10; seed++ {
+		worst = max(worst, convergence(t, seed, 0.05, time.Second))
+	}
+	t.Logf("equal after %v at most", worst)
+	if worst > 2*time.Second {
+		t.Errorf("equal only after %v, want 2 s at most", worst)
+	}
+}
+
+// convergence runs three nodes that tell 2,000 updates a second each, and
+// returns how long after a blackout their tables were the same as of its end.
+func convergence(t testing.TB, seed uint64, loss float64, blackout time.Duration) (took time.Duration) {
+	run := func(t *testing.T) {
+		network := peertest.New(seed)
+		nodes := synced(t, network, 3, 0)
+		network.SetLoss(loss)
+		i := 0
+		tell := func(d time.Duration) {
+			for range d / (5 * time.Millisecond) {
+				for j, n := range nodes {
+					for range 10 {
+						i++
+						state := uint16(established)
+						if i%3 == 0 {
+							state = finWait
+						}
+						n.capture(tcp(i%3000*3+j, state, 900*time.Second))
+					}
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		tell(time.Second)
+		network.SetLoss(1)
+		tell(blackout)
+		network.SetLoss(loss)
+		end, horizon := time.Now(), nodes[0].clock.Now()
+		for !same(nodes, horizon) {
+			tell(50 * time.Millisecond)
+			if took = time.Since(end); took > time.Minute {
+				t.Fatal("not equal in a minute")
+			}
+		}
+	}
+	if tt, ok := t.(*testing.T); ok {
+		tt.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { synctest.Test(t, run) })
+	}
+	return took
+}
+
+// same reports whether all tables had the same at horizon, as far as they know
+// by now. It looks at copies, since digests of the past are not to be had.
+func same(nodes []*node, horizon uint64) bool {
+	var sums [3]conntable.Digests
+	for i, n := range nodes {
+		copied := conntable.New(1 << 20)
+		n.table.Each(func(r *conntable.Record) bool {
+			if r.Version.Clock <= horizon {
+				copied.Apply(r, 0)
+			}
+			return true
+		})
+		copied.Digests(horizon+conntable.HorizonTick, &sums[i])
+	}
+	return sums[0] == sums[1] && sums[1] == sums[2]
+}
