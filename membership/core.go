@@ -169,7 +169,7 @@ type Core struct {
 	stats   Stats
 
 	state     State
-	joinSince time.Duration
+	joinEar   time.Duration // when joining began, by the listening clock
 	gateFull  bool
 	gateCold  bool
 	drain     bool
@@ -177,6 +177,9 @@ type Core struct {
 	leaving   bool
 	leaveAt   time.Duration
 	farewells int
+	hold      time.Duration // for how long it must have been on time to take part again
+	readyAt   time.Duration // when it last became ready
+	aside     int           // how many heartbeats more say that it steps aside
 	spoke     time.Duration // when the first heartbeat was sent, or 0
 	pingAt    time.Duration
 	reach     uint8
@@ -231,6 +234,7 @@ type Core struct {
 	drained  bool    // nothing waited unread when this event began
 	lastTick time.Duration
 	streak   time.Duration // since when all ticks were on time
+	asleep   time.Duration // by how much the listening clock is behind
 	extra    int
 
 	// master
@@ -258,7 +262,7 @@ func New(cfg Config, now time.Duration) *Core {
 	cfg.defaults()
 	c := &Core{
 		cfg: cfg, id: ID(cfg.Node), cluster: ClusterID(cfg.Cluster), words: max(1, cfg.Buckets/64), now: now,
-		joinSince: now, started: now, maxLw: Watch(cfg.Lease), lastTick: now, streak: now, heldSince: now,
+		joinEar: now, started: now, maxLw: Watch(cfg.Lease), lastTick: now, streak: now, heldSince: now,
 		wake: never, frameAt: now, cloneAt: -time.Hour, strangeAt: -time.Hour, since: unlisted,
 	}
 	for b := range c.releasedAt {
@@ -283,13 +287,20 @@ func (c *Core) Next() time.Duration { return c.wake }
 func (c *Core) majority() bool { return len(c.cfg.Voters) > 0 }
 
 // holdFor is how long after the last granted heartbeat was sent the open
-// buckets are closed by hand (H4). The kernel ends them after L without it;
-// this leaves half the lease to tell the others.
-func (c *Core) holdFor() time.Duration { return c.cfg.Lease / 2 }
+// buckets are closed by hand (H4). The kernel ends them after L without it.
+// Under majority this leaves half the lease to tell the others. Under lan
+// whoever does not answer needs not be told: to close would only turn a short
+// stall, of this node or another, into a loss of the share.
+func (c *Core) holdFor() time.Duration {
+	if c.majority() || c.cfg.mutant&closeEarly != 0 {
+		return c.cfg.Lease / 2
+	}
+	return c.cfg.Lease - c.cfg.Interval
+}
 
 // deafAfter is how long after the newest heartbeat of ours that a peer echoed
-// it is taken for deaf: before holdFor, so that a deaf peer whom others can
-// hear does not close what it cannot ack.
+// it is taken for deaf: before the kernel's lease ends, so that a deaf peer
+// whom others can hear does not end what it cannot ack.
 func (c *Core) deafAfter() time.Duration { return c.cfg.Lease * 5 / 12 }
 
 // begin starts every event. A daemon that was stopped hears of it here before
@@ -297,7 +308,7 @@ func (c *Core) deafAfter() time.Duration { return c.cfg.Lease * 5 / 12 }
 func (c *Core) begin(now time.Duration) {
 	c.now, c.drained = now, false
 	if now-max(c.lastTick, c.streak) > c.cfg.Lease && c.cfg.mutant&countStalledSilence == 0 {
-		c.streak = now
+		c.listenAnew()
 		c.fence(whyLate)
 	}
 }
@@ -306,19 +317,8 @@ func (c *Core) begin(now time.Duration) {
 func (c *Core) Tick(now time.Duration) {
 	c.begin(now)
 	c.drained = true
-	gap := now - c.lastTick
-	c.lastTick = now
+	late := c.slept()
 	c.extra = 0
-	late := gap >= 2*c.cfg.Interval
-	if late {
-		c.stats.LateTicks++
-		if c.cfg.mutant&countStalledSilence == 0 {
-			c.streak = now
-			if c.state == Joining {
-				c.joinSince = now
-			}
-		}
-	}
 	for _, p := range c.peers {
 		if !p.heard {
 			continue
@@ -341,13 +341,14 @@ func (c *Core) Tick(now time.Duration) {
 // of our own that were on time (H8).
 func (c *Core) countSilence() {
 	for _, p := range c.peers {
-		if p.heard && c.now > c.silentAt(p) {
+		if p.heard && c.silentFor(p) > c.silence(p) {
 			p.heard = false
 		}
 	}
 }
 
-func (c *Core) silentAt(p *peer) time.Duration { return max(p.lastRx, c.streak) + c.silence(p) }
+// silentFor returns for how long p has not been heard while this node listened.
+func (c *Core) silentFor(p *peer) time.Duration { return c.ear() - p.earRx }
 
 func (c *Core) silence(p *peer) time.Duration {
 	if c.cfg.mutant&takerDoesNotWait != 0 {
@@ -483,7 +484,8 @@ func (c *Core) closed() {
 	}
 	c.closeAll = false
 	if c.state == Fenced {
-		c.state, c.joinSince = Joining, c.now
+		c.state, c.joinEar = Joining, c.ear()
+		c.stepAside()
 	}
 }
 
@@ -584,7 +586,7 @@ func (c *Core) Leave(now time.Duration) {
 }
 
 // Gone reports whether all is closed and the farewell was sent a few times.
-func (c *Core) Gone() bool { return c.farewells >= 3 }
+func (c *Core) Gone() bool { return c.farewells >= farewells }
 
 // SetLink tells whether the LAN's carrier is there. Without it everything is
 // closed, and the share waits until it is back (H7).
@@ -597,7 +599,7 @@ func (c *Core) SetLink(now time.Duration, up bool) {
 	if c.linkDown {
 		c.fence(whyLink)
 	}
-	c.joinSince = now
+	c.joinEar = c.ear()
 	c.finish()
 }
 
@@ -615,11 +617,20 @@ func (c *Core) head() Header {
 func (c *Core) finish() {
 	c.settleState()
 	c.step()
-	if (c.changed() || c.retryAt != 0 && c.now >= c.retryAt) && c.extra < maxExtra {
+	if (c.changed() || c.retryAt != 0 && c.now >= c.retryAt) && c.extra < c.extras() {
 		c.extra++
 		c.heartbeat()
 	}
 	c.observe()
+}
+
+// extras is how many heartbeats may be sent between two ticks: few where time
+// is short, since each makes work for all.
+func (c *Core) extras() int {
+	if c.now-c.streak < c.cfg.Lease {
+		return 2
+	}
+	return maxExtra
 }
 
 func (c *Core) step() {
@@ -638,7 +649,7 @@ func (c *Core) step() {
 	c.confirm()
 	c.watchDeaf()
 	for _, p := range c.peers {
-		if at := c.silentAt(p); p.heard && at > c.now {
+		if at := c.now + c.silence(p) - c.silentFor(p); p.heard && at > c.now {
 			c.later(at + time.Microsecond)
 		}
 	}

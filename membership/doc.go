@@ -37,6 +37,21 @@
 // bucket open until the first heartbeat has passed between them. Then the side
 // with more members keeps it, or the senior, or the lower name.
 //
+// # Slow machines
+//
+// Under lan everyone waits for everyone's answer, so one who is slow could hold
+// up all. Safety needs the answer of those who could take a bucket, and nothing
+// else; so whoever is not fast enough must not be among them. A newcomer is
+// silent, and so nobody's voter, until all its ticks were on time for L_w
+// (while somebody serves; else nobody is held up). A director that had to fence
+// itself says that it steps aside, and is a newcomer; each time that this comes
+// soon after the last it must have been on time for twice as long, at most 30
+// s. A peer that stalls is not waited for after two ticks, and a node that
+// stalls for less than its lease keeps its share: it renews when it is back,
+// within the same promises, or closes one interval before the lease ends. What
+// a late tick is late by does not count as listening, but it does not begin the
+// count anew either, so nodes that are all slow settle too.
+//
 // # Hand-over
 //
 // A planned move makes before it breaks. The taker catches up with the giver's
@@ -118,7 +133,8 @@
 // the highest that is heard holds, and odd is stopped. States: 0 joining,
 // 1 ready, 2 draining, 3 fenced, 4 left. Flags: 1 has closed everything and
 // sends nothing more, 2 is about to, 4 witness, 8 degraded, 16 reaches fewer
-// ping nodes than others, 32 hears frames to the shared MAC.
+// ping nodes than others, 32 hears frames to the shared MAC, 64 has closed
+// everything and steps aside: it is not to be waited for until it speaks again.
 //
 // Ack (type 2): to (8), to's incarnation (8), n (8), epoch (16), the
 // assignment's hash (8), words (1), the sets granted and refused. A bucket in

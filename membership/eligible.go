@@ -41,7 +41,7 @@ func (c *Core) judgeSelf() {
 			c.stats.FramesLost++
 			c.fence(whyFrames)
 		}
-		c.joinSince = c.now
+		c.joinEar = c.ear()
 	}
 }
 
@@ -74,13 +74,16 @@ func (c *Core) settleState() {
 	if c.state != Joining || c.leaving || c.linkDown || c.closeAll || c.unsure || c.applying || c.holds() {
 		return
 	}
-	if c.now-c.joinSince <= c.maxLw || c.spoke == 0 || c.now-c.spoke <= 3*c.cfg.Interval || c.framesLost() {
+	if c.ear()-c.joinEar <= c.maxLw || c.spoke == 0 || c.now-c.spoke <= 3*c.cfg.Interval || c.framesLost() {
 		return
 	}
 	if !c.cfg.Witness && (c.strange() || !c.gateFull && (!c.gateCold || c.served())) {
 		return
 	}
-	c.state = Ready
+	if c.heldOut() {
+		return
+	}
+	c.state, c.readyAt = Ready, c.now
 	if c.drain {
 		c.state = Draining
 	}

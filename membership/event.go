@@ -264,6 +264,8 @@ func (c *Core) goneWhy(s *Seat) string {
 		case p == nil || !p.known:
 			return " is not known here"
 		case p.inc != s.Inc:
+		case p.left && p.has(FlagAside):
+			return " was too slow"
 		case p.left:
 			return " has left"
 		case !p.heard || p.missed >= suspectAfter:

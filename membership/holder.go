@@ -38,12 +38,14 @@ const (
 // fence closes everything and joins anew (H7).
 func (c *Core) fence(why string) {
 	c.stats.Fences++
+	c.fenced()
 	c.fenceWhy, c.closeWhy = why, why
-	c.joinSince = c.now
+	c.joinEar = c.ear()
 	c.minConfirm = c.n + 1
 	c.taking, c.lingering = partition.Set{}, partition.Set{}
 	if !c.holds() && !c.applying && !c.unsure {
 		c.state = Joining
+		c.stepAside()
 		return
 	}
 	c.state = Fenced
@@ -309,6 +311,7 @@ func (c *Core) flags() uint16 {
 	set(c.leaving, FlagGoing)
 	set(c.leaving && c.closeAll && !c.holds() && !c.applying && !c.unsure, FlagLeave)
 	set(c.cfg.Witness, FlagWitness)
+	set(c.aside > 0, FlagAside)
 	set(c.degraded.on, FlagDegraded)
 	set(c.impaired.on, FlagIneligible)
 	set(c.cfg.Frames && c.now-c.frameAt <= 3*c.cfg.Interval && c.frameAt > c.started, FlagFrames)
@@ -322,7 +325,7 @@ func (c *Core) changed() bool {
 		return true
 	}
 	c.compose(a)
-	const urgent = FlagLeave | FlagGoing | FlagDegraded | FlagIneligible
+	const urgent = FlagLeave | FlagAside | FlagGoing | FlagDegraded | FlagIneligible
 	if a.Open != b.Open || a.Want != b.Want || a.Rest != b.Rest || a.State != b.State || (a.Flags^b.Flags)&urgent != 0 ||
 		a.Epoch != b.Epoch || a.Freeze != b.Freeze || len(a.Heard) != len(b.Heard) {
 		return true
@@ -372,6 +375,7 @@ func (c *Core) heartbeat() {
 	if !c.speaks() {
 		return
 	}
+	c.hush()
 	c.do(Action{Kind: Arm, N: hb.N})
 	c.send(0, hb)
 	if v := c.granted(s); v.heard && (c.holds() || !s.want.Empty()) {
@@ -380,15 +384,15 @@ func (c *Core) heartbeat() {
 }
 
 // speaks reports whether heartbeats are sent. A newcomer says nothing while it
-// has no vote yet and somebody serves: whoever hears it would have to wait for
-// its vote, and a move under way would leave a gap. Nor does it say anything in
-// the name of another.
+// has no vote yet, or has not proved that it can answer in time, and somebody
+// serves: whoever hears it would have to wait for its vote, and a move under
+// way would leave a gap. Nor does it say anything in the name of another.
 func (c *Core) speaks() bool {
 	if c.cloned() && c.state == Joining {
 		return false
 	}
 	if c.spoke == 0 {
-		if c.now-c.started <= 2*c.cfg.Interval || c.silent() && c.served() {
+		if c.now-c.started <= 2*c.cfg.Interval || c.silent() && c.served() || c.heldOut() && !c.majority() && !c.cfg.Witness {
 			return false
 		}
 		c.spoke = c.now

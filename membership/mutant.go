@@ -18,4 +18,7 @@ const (
 	noLinger                               // a giver drops established flows with the new ones
 	bothKeep                               // after a split both sides keep what they have
 	noSettle                               // a taker opens at once
+	closeEarly                             // a short stall closes the share
+	noProof                                // a director that is too slow takes part again at once
+	lateResets                             // a late tick begins all counts of silence anew
 )

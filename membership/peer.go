@@ -10,8 +10,8 @@ import (
 
 const (
 	// suspectAfter is after how many ticks without a heartbeat a peer's ack is
-	// no longer waited for to keep what is open. The third tick would come
-	// too late for holdFor.
+	// no longer waited for to keep what is open. With a third tick, what is
+	// left of the kernel's lease would not do for a stall of our own.
 	suspectAfter = 2
 	// foreignFor is for how long a foreign heartbeat blocks newcomers.
 	foreignFor = 5 * time.Second
@@ -29,6 +29,7 @@ type peer struct {
 	holds    bool          // foreign, and perhaps with buckets open
 	since    time.Duration // start of the present streak of being heard
 	lastRx   time.Duration
+	earRx    time.Duration // the same by the listening clock
 	echoAt   time.Duration // when the newest of our heartbeats that it echoed was sent
 	cloneAt  time.Duration // when another machine was last heard under its name
 	missed   int           // ticks since its last heartbeat
@@ -264,8 +265,8 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	}
 	p.keep(hb)
 	p.inc, p.foreign = hb.Inc, false
-	p.lastRx, p.missed = c.now, 0
-	p.left = p.has(FlagLeave)
+	p.lastRx, p.earRx, p.missed = c.now, c.ear(), 0
+	p.left = p.has(FlagLeave) || p.has(FlagAside)
 	p.heard = !p.left
 	c.maxLw = max(c.maxLw, Watch(hb.Lease))
 	if fresh { // an old recording must not freeze anybody
@@ -273,7 +274,7 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	}
 	if p.left {
 		c.promise(hb, partition.Set{})
-	} else if echoes && c.now-echoed <= c.holdFor() {
+	} else if echoes && c.now-echoed <= c.cfg.Lease/2 {
 		// Whoever does not hear us gets no promise: it would not learn of it,
 		// and a deaf node's claims must not keep a bucket from the others.
 		c.vote(hb)

@@ -162,7 +162,7 @@ func (c *Core) settleConflicts() {
 	}
 	c.countConflict(won.Union(lost))
 	won = won.Minus(lost)
-	if !won.Empty() && c.now-c.confirmAt <= c.holdFor() {
+	if !won.Empty() && c.now-c.confirmAt <= c.cfg.Lease/2 {
 		c.won = c.won.Union(won)
 		c.wonUntil = c.now + 2*c.cfg.Interval
 	}

@@ -92,6 +92,8 @@ func (c *Core) standing(p *peer) (state, why string) {
 	switch {
 	case p.foreign:
 		return "foreign", "speaks another version or has another share configuration"
+	case p.left && p.has(FlagAside):
+		return p.hb.State.String(), "was too slow, and proves that it is fast enough"
 	case p.left:
 		return Left.String(), ""
 	case !p.heard:
@@ -137,8 +139,10 @@ func (c *Core) why() string {
 		return "a node with another version or share configuration is heard; make the configurations equal"
 	case c.unsure || c.closeAll || c.holds():
 		return "the kernel's table is not known to be closed"
-	case c.now-c.joinSince <= c.maxLw:
+	case c.ear()-c.joinEar <= c.maxLw:
 		return "listening for others"
+	case c.heldOut():
+		return "was too slow, and proves that it is fast enough while others serve"
 	case !c.gateFull:
 		return "waiting for the cluster's connections (syncd, or timing.delay without one)"
 	}

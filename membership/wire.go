@@ -141,6 +141,7 @@ const (
 	FlagDegraded               // serves worse than others could
 	FlagIneligible             // reaches fewer ping nodes than others
 	FlagFrames                 // hears frames to the shared MAC
+	FlagAside                  // has closed everything and is not to be waited for
 )
 
 // An Echo tells a peer that it is heard, and up to which heartbeat.

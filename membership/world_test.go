@@ -159,11 +159,12 @@ type faults struct {
 	adversary             bool // a master that assigns at random, often
 	majority              bool
 	witnesses             int
-	newVoters             bool // restarted nodes know one voter more, or one less
-	amnesia               bool // voters are restarted just when a holder is cut off
-	mixed                 bool // the second node speaks the next version
-	clone                 bool // another machine uses the first one's name
-	steady                bool // nothing fails: no established flow may notice a move
+	newVoters             bool  // restarted nodes know one voter more, or one less
+	amnesia               bool  // voters are restarted just when a holder is cut off
+	mixed                 bool  // the second node speaks the next version
+	clone                 bool  // another machine uses the first one's name
+	busy                  *load // machines too slow for their work
+	steady                bool  // nothing fails: no established flow may notice a move
 }
 
 type world struct {
@@ -187,6 +188,7 @@ type world struct {
 	covered  bool
 	worstGap time.Duration
 	trace    []string
+	tally    tallies
 }
 
 func (w *world) at(t time.Duration, do func()) {
@@ -632,7 +634,7 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 			}
 			e.last = w.now
 		}
-		if w.now < to.stalled && len(to.inbox) > 6 && w.chance(0.7) {
+		if w.now < to.stalled && len(to.inbox) > to.backlog() && w.chance(0.7) {
 			return // the socket's buffer is full
 		}
 		life := to.life
@@ -646,6 +648,7 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 				to.core.Frame(to.local(), m)
 			}
 			to.core.Receive(to.local(), m)
+			to.pay()
 		})
 	})
 }
@@ -724,6 +727,9 @@ func (w *world) watch() {
 	}
 	if w.f.steady {
 		w.watchService()
+	}
+	if w.f.busy != nil {
+		w.look()
 	}
 	w.after(2*time.Millisecond, w.watch)
 }
