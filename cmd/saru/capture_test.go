@@ -168,6 +168,19 @@ func (c *capture) grantAge(t time.Time) time.Duration {
 	return age
 }
 
+// sentAge returns how long before t the newest heartbeat was sent.
+func (c *capture) sentAge(t time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	age := time.Hour
+	for _, sent := range c.sent {
+		if !sent.After(t) {
+			age = min(age, t.Sub(sent))
+		}
+	}
+	return age
+}
+
 // forget drops what is older than t: nothing accepted from now on can have
 // been granted then.
 func (c *capture) forget(t time.Time) {

@@ -67,6 +67,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	defer stop()
 	engine := stopping{d.engine, stop}
 	tasks := []task.Task{engine, d.gossip, d.gate, d.control, task.Func{Name: "state to gossip", Do: d.tellState}}
+	for _, s := range standIns(d.engine) {
+		tasks = append(tasks, s)
+	}
 	if d.metrics != nil {
 		tasks = append(tasks, d.metrics)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,9 +38,14 @@ type Filter interface {
 // core allows itself, and a little to close.
 const leaveWithin = membership.DefaultLeaveWithin + 2*time.Second
 
-// An Engine drives the protocol in one goroutine. It is a task.
+// An Engine drives the protocol, one turn after another: its own goroutine
+// does them, and a stand-in where that one is held up. It is a task.
 type Engine struct {
 	log      *slog.Logger
+	turns    sync.Mutex    // one turn at a time; it guards all below
+	done     atomic.Uint64 // turns of the own goroutine
+	due      atomic.Int64  // the next tick, as nextTick
+	standIns uint64        // turns that a stand-in did
 	core     *membership.Core
 	filter   Filter // nil without a share
 	applier  *applier
@@ -56,6 +62,7 @@ type Engine struct {
 	waiter   *waiter
 	up       chan struct{}
 	leave    context.Context
+	deadline time.Duration // of leaving, or 0
 
 	addrs  map[membership.NodeID]netip.AddrPort
 	seeds  []netip.AddrPort
@@ -167,31 +174,48 @@ func (e *Engine) Run(ctx context.Context) error {
 	stopLeave := context.AfterFunc(e.leave, e.wake)
 	defer stopLeave()
 	close(e.up)
-	e.nextTick = e.now()
-	var deadline time.Duration
+	e.locked(func() { e.nextTick = e.now() })
 	for ctx.Err() == nil {
-		if e.leave.Err() != nil && deadline == 0 {
-			deadline = e.now() + leaveWithin
-			e.core.Leave(e.now())
-			e.perform()
-		}
-		if deadline != 0 && (e.core.Gone() || e.now() > deadline) {
-			if !e.core.Gone() {
-				e.log.Warn("left without having seen the share closed", "waited", leaveWithin)
-			}
+		var gone bool
+		var until time.Duration
+		e.locked(func() {
+			gone = e.leaving()
+			until = min(e.nextTick, e.core.Next()) - e.now()
+		})
+		if gone {
 			return nil
 		}
-		if err := e.wait(); err != nil {
+		if err := e.waiter.wait(until); err != nil {
 			return err
 		}
-		e.turn()
+		e.locked(e.turn)
+		e.done.Add(1)
 	}
 	return nil
 }
 
-// wait sleeps until something is due or arrives.
-func (e *Engine) wait() error {
-	return e.waiter.wait(min(e.nextTick, e.core.Next()) - e.now())
+func (e *Engine) locked(f func()) {
+	e.turns.Lock()
+	defer e.turns.Unlock()
+	f()
+}
+
+// leaving gives the share away once that is asked for, and reports whether it
+// is gone.
+func (e *Engine) leaving() (gone bool) {
+	if e.leave.Err() != nil && e.deadline == 0 {
+		e.deadline = e.now() + leaveWithin
+		e.core.Leave(e.now())
+		e.perform()
+	}
+	if e.deadline == 0 || e.core.Gone() {
+		return e.deadline != 0
+	}
+	if e.now() <= e.deadline {
+		return false
+	}
+	e.log.Warn("left without having seen the share closed", "waited", leaveWithin)
+	return true
 }
 
 // turn drains everything, then does what is due (H2).
@@ -229,6 +253,7 @@ func (e *Engine) turn() {
 	}
 	e.perform()
 	e.follow()
+	e.due.Store(int64(e.nextTick))
 }
 
 // receive opens one datagram, and gives it to the core.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,7 @@ type path struct {
 	sealer *seal.Sealer
 	frame  []byte // Ethernet header, nil for UDP
 	link   unix.SockaddrLinklayer
+	to     unix.SockaddrInet4 // of the datagram that is sent; here it needs no allocation
 	buf    []byte
 
 	sent, unsent, received, refused uint64
@@ -89,7 +91,8 @@ func (p *path) send(plain []byte, to []netip.AddrPort) {
 		return
 	}
 	for _, a := range to {
-		p.count(unix.Sendto(p.fd, buf, 0, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}))
+		p.to.Port, p.to.Addr = int(a.Port()), a.Addr().As4()
+		p.count(unix.Sendto(p.fd, buf, 0, &p.to))
 	}
 }
 
@@ -104,17 +107,14 @@ func (p *path) count(err error) {
 // receive returns the next datagram and its sender, or nil when there is none.
 func (p *path) receive(buf []byte) ([]byte, netip.AddrPort) {
 	for range 8 {
-		n, from, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
+		n, from, err := recvFrom(p.fd, buf)
 		switch {
-		case errors.Is(err, unix.EAGAIN):
+		case err == unix.EAGAIN:
 			return nil, netip.AddrPort{}
-		case err != nil:
+		case err != 0:
 			continue // an ICMP error, or the link went down: told once
 		case p.frame == nil:
-			if in, ok := from.(*unix.SockaddrInet4); ok {
-				return buf[:n], netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
-			}
-			return buf[:n], netip.AddrPort{}
+			return buf[:n], from
 		case n <= etherSize:
 			p.refused++
 		default:
@@ -122,6 +122,22 @@ func (p *path) receive(buf []byte) ([]byte, netip.AddrPort) {
 		}
 	}
 	return nil, netip.AddrPort{}
+}
+
+// recvFrom is recvfrom(2) without waiting, for IPv4; unix.Recvfrom would
+// allocate the address. Of other families it returns none.
+func recvFrom(fd int, buf []byte) (n int, from netip.AddrPort, errno unix.Errno) {
+	var sa unix.RawSockaddrAny
+	size := uint32(unsafe.Sizeof(sa))
+	r, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)),
+		unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return 0, from, errno
+	}
+	if in := (*unix.RawSockaddrInet4)(unsafe.Pointer(&sa)); in.Family == unix.AF_INET {
+		from = netip.AddrPortFrom(netip.AddrFrom4(in.Addr), networkOrder(in.Port))
+	}
+	return int(r), from, 0
 }
 
 func (p *path) close() error {

@@ -104,6 +104,7 @@ type PathStatus struct {
 type EngineStatus struct {
 	Heartbeat     uint64            `json:"heartbeat"`
 	WorstTickMS   float64           `json:"worst_tick_ms"`
+	StandInTurns  uint64            `json:"stand_in_turns"` // done while the engine's own thread was held up
 	Realtime      bool              `json:"realtime"`
 	ArmErrors     uint64            `json:"arm_errors"`
 	ConfirmErrors uint64            `json:"confirm_errors"`
@@ -149,7 +150,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 
 func (d *daemon) engineStatus(st *Status, snap *membership.Snapshot) {
 	e := d.engine
-	st.Engine = EngineStatus{snap.N, ms(e.worstTick), e.realtime == "", e.armErrors, e.confirmErrors, map[string]uint64{}}
+	st.Engine = EngineStatus{snap.N, ms(e.worstTick), e.standIns, e.realtime == "", e.armErrors, e.confirmErrors, map[string]uint64{}}
 	for err, n := range e.drops {
 		st.Engine.Drops[err.Error()] = n
 	}

@@ -15,6 +15,7 @@ import (
 // sleeps in a system call of its own keeps the runtime's monitor awake, some
 // 20 µs apart; that cost more than all the protocol's work.
 type waiter struct {
+	fd    int // of file
 	file  *os.File
 	conn  syscall.RawConn
 	ready func(fd uintptr) bool
@@ -30,7 +31,7 @@ func newWaiter(fds ...int) (*waiter, error) {
 		unix.Close(ep)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	w := &waiter{file: os.NewFile(uintptr(ep), "epoll")}
+	w := &waiter{fd: ep, file: os.NewFile(uintptr(ep), "epoll")}
 	for _, fd := range fds {
 		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			return nil, errors.Join(fmt.Errorf("epoll: %w", err), w.file.Close())
