@@ -115,12 +115,13 @@ type mode struct {
 	fwmark  uint32
 	node    NodeID // of the version
 	state   uint16
+	deleted bool // so that Owned need not look at entries
 }
 
 func (m mode) hint() uint8 { return uint8(m.state) + uint8(m.flags>>4) + uint8(m.node)*16 }
 
 func modeOf(r *Record, v Version) mode {
-	return mode{r.Timeout, r.Flags, r.FWMark, v.Node, r.State}
+	return mode{r.Timeout, r.Flags, r.FWMark, v.Node, r.State, r.Deleted}
 }
 
 // A probe is a key as the index knows it.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,7 @@ func statusCommand(f *cli.Flags) *cobra.Command {
 
 func connsCommand(f *cli.Flags) *cobra.Command {
 	var asJSON bool
+	var limit uint32
 	var filter syncd.Filter
 	cmd := &cobra.Command{
 		Use: "conns", Short: "The mirror, as ipvsadm -Lnc would print it", Args: cli.NoArgs,
@@ -34,7 +36,9 @@ func connsCommand(f *cli.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			body, err := c.Do(cmd.Context(), http.MethodGet, "/conns?"+filter.Values().Encode(), nil)
+			query := filter.Values()
+			query.Set("limit", strconv.FormatUint(uint64(limit), 10))
+			body, err := c.Do(cmd.Context(), http.MethodGet, "/conns?"+query.Encode(), nil)
 			if err != nil {
 				return err
 			}
@@ -49,11 +53,27 @@ func connsCommand(f *cli.Flags) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
-	cmd.Flags().StringVar(&filter.Protocol, "proto", "", "only this protocol: tcp, udp, sctp or a number")
-	cmd.Flags().StringVar(&filter.Client, "client", "", "only this client: address, address:port or prefix")
-	cmd.Flags().StringVar(&filter.Virtual, "virtual", "", "only this virtual address, likewise")
-	cmd.Flags().StringVar(&filter.Dest, "dest", "", "only this real server, likewise")
+	cmd.Flags().Uint32Var(&limit, "limit", 0, "no more than so many; 0 for all")
+	filterFlags(cmd, &filter)
 	return cmd
+}
+
+func filterFlags(cmd *cobra.Command, filter *syncd.Filter) {
+	for _, x := range []struct {
+		to         *string
+		name, help string
+	}{
+		{&filter.Protocol, "proto", "only this protocol: tcp, udp, sctp or a number"},
+		{&filter.Client, "client", "only this client: address, address:port or prefix"},
+		{&filter.Virtual, "virtual", "only this virtual address, likewise"},
+		{&filter.Dest, "dest", "only this real server, likewise"},
+		{&filter.State, "state", "only this state, as ipvsadm names it: ESTABLISHED, FIN_WAIT, UDP, ..."},
+		{&filter.Owner, "owner", "owned: only what this director told last; foreign: only what others did"},
+	} {
+		cmd.Flags().StringVar(x.to, x.name, "", x.help)
+	}
+	// Who knows them as a VIP finds them too.
+	cmd.Flags().StringVar(&filter.Virtual, "vip", "", "the same as --virtual")
 }
 
 func printConns(w io.Writer, lines io.Reader) error {

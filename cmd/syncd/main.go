@@ -30,7 +30,7 @@ func command() *cobra.Command {
 		Run:      run,
 	}
 	root := p.Command(&f)
-	root.AddCommand(statusCommand(&f), connsCommand(&f), resyncCommand(&f))
+	root.AddCommand(statusCommand(&f), connsCommand(&f), traceCommand(&f), resyncCommand(&f))
 	return root
 }
 

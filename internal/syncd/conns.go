@@ -28,7 +28,7 @@ type Conn struct {
 	Forward  string  `json:"forward"` // masq, gate, ipip, local, bypass
 	Template bool    `json:"template,omitempty"`
 	Deleted  bool    `json:"deleted,omitempty"`
-	Local    bool    `json:"local"` // this node told it last
+	Owned    bool    `json:"owned"` // this node told it last
 	Clock    uint64  `json:"clock"` // of its version, microseconds since 1970
 	PEName   string  `json:"pe_name,omitempty"`
 }
@@ -52,7 +52,7 @@ func (e *Engine) conn(r *conntable.Record) Conn {
 		Protocol: protocolName(r.Protocol), State: ipvs.StateName(r.Protocol, r.Template, r.State), ExpireS: r.Remaining.Seconds(),
 		Client: r.Client.String(), Virtual: r.Virtual.String(), Dest: r.Dest.String(), FWMark: r.FWMark,
 		Forward: forwardNames[r.Flags&conntable.FlagFwdMask], Template: r.Template, Deleted: r.Deleted,
-		Local: r.Version.Node == e.self, Clock: r.Version.Clock, PEName: r.PEName,
+		Owned: owns(r, e.self), Clock: r.Version.Clock, PEName: r.PEName,
 	}
 }
 
@@ -75,16 +75,20 @@ func (c *Conn) Print(w io.Writer) error {
 	return err
 }
 
-// A Filter picks connections. The zero Filter picks all that live.
+// A Filter picks connections. The zero Filter picks all.
 type Filter struct {
 	Protocol              string // tcp, udp, sctp, or a number
 	Client, Virtual, Dest string // an address, address:port, or prefix
+	State                 string // as ipvsadm names it
+	Owner                 string // owned: told last by this node; foreign: by another
 }
 
 // Values returns f as the query of GET /conns.
 func (f Filter) Values() url.Values {
 	v := url.Values{}
-	for k, s := range map[string]string{"proto": f.Protocol, "client": f.Client, "virtual": f.Virtual, "dest": f.Dest} {
+	for k, s := range map[string]string{
+		"proto": f.Protocol, "client": f.Client, "virtual": f.Virtual, "dest": f.Dest, "state": f.State, "owner": f.Owner,
+	} {
 		if s != "" {
 			v.Set(k, s)
 		}
@@ -92,18 +96,46 @@ func (f Filter) Values() url.Values {
 	return v
 }
 
+// A Picker is a Filter that was found good.
+type Picker struct {
+	proto                 int // -1: any
+	client, virtual, dest func(netip.AddrPort) bool
+	state                 string
+	owned, foreign        bool
+}
+
 // ParseFilter checks a query of GET /conns.
-func ParseFilter(v url.Values) (func(*conntable.Record) bool, error) {
-	proto, err := parseProtocol(v.Get("proto"))
-	client, cerr := parseEnd("client", v.Get("client"))
-	virtual, verr := parseEnd("virtual", v.Get("virtual"))
-	dest, derr := parseEnd("dest", v.Get("dest"))
-	if err := errors.Join(err, cerr, verr, derr); err != nil {
-		return nil, err
+func ParseFilter(v url.Values) (*Picker, error) {
+	p := &Picker{state: v.Get("state")}
+	var errs [5]error
+	p.proto, errs[0] = parseProtocol(v.Get("proto"))
+	p.client, errs[1] = parseEnd("client", v.Get("client"))
+	p.virtual, errs[2] = parseEnd("virtual", v.Get("virtual"))
+	p.dest, errs[3] = parseEnd("dest", v.Get("dest"))
+	switch owner := v.Get("owner"); owner {
+	case "":
+	case "owned":
+		p.owned = true
+	case "foreign":
+		p.foreign = true
+	default:
+		errs[4] = config.Bad("--owner %q: use owned, for what this node told last, or foreign", owner)
 	}
-	return func(r *conntable.Record) bool {
-		return !r.Deleted && (proto < 0 || proto == int(r.Protocol)) && client(r.Client) && virtual(r.Virtual) && dest(r.Dest)
-	}, nil
+	return p, errors.Join(errs[:]...)
+}
+
+// Matches reports whether p picks r, on the node self.
+func (p *Picker) Matches(r *conntable.Record, self conntable.NodeID) bool {
+	return (p.proto < 0 || p.proto == int(r.Protocol)) && p.client(r.Client) && p.virtual(r.Virtual) && p.dest(r.Dest) &&
+		(p.state == "" || strings.EqualFold(p.state, ipvs.StateName(r.Protocol, r.Template, r.State))) &&
+		(!p.owned || owns(r, self)) && (!p.foreign || !owns(r, self))
+}
+
+// owns reports whether the node self told r last, or found it in its kernel
+// where a packet had made it. The sum of what all directors own counts each
+// connection once.
+func owns(r *conntable.Record, self conntable.NodeID) bool {
+	return r.Version.Node == self && r.Flags&conntable.FlagSync == 0
 }
 
 func parseProtocol(s string) (int, error) {
@@ -137,8 +169,8 @@ func parseEnd(flag, s string) (func(netip.AddrPort) bool, error) {
 	return nil, config.Bad("--%s %q is no address; use 10.0.0.1, 10.0.0.1:80 or 10.0.0.0/24", flag, s)
 }
 
-// Conns calls yield with each connection that pick picks, until it returns
-// false.
-func (e *Engine) Conns(pick func(*conntable.Record) bool, yield func(Conn) bool) {
-	e.table.Each(func(r *conntable.Record) bool { return !pick(r) || yield(e.conn(r)) })
+// Conns calls yield with each living connection that pick picks, until it
+// returns false.
+func (e *Engine) Conns(pick *Picker, yield func(Conn) bool) {
+	e.table.Each(func(r *conntable.Record) bool { return r.Deleted || !pick.Matches(r, e.self) || yield(e.conn(r)) })
 }

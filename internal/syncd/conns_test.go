@@ -67,6 +67,7 @@ func TestControl(t *testing.T) {
 		for query, want := range map[string]int{
 			"": 11, "proto=udp": 1, "proto=6": 10, "dest=192.168.6.11": 5, "dest=192.168.6.0/24": 11, "virtual=10.9.0.100:80&proto=tcp": 10,
 			"client=" + tcp(3, 0, 0).Client.String(): 1, "client=10.200.0.1": 0,
+			"state=established": 10, "state=FIN_WAIT": 0, "owner=owned": 11, "owner=foreign": 0, "limit=3": 3, "limit=0": 11,
 		} {
 			w := ask("GET", "/conns?"+query)
 			if got := strings.Count(w.Body.String(), "\n"); got != want {
@@ -76,12 +77,17 @@ func TestControl(t *testing.T) {
 		if w := ask("GET", "/conns?proto=ipx"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), `"ipx"`) {
 			t.Errorf("a bad filter: %d %s", w.Code, w.Body)
 		}
+		for _, bad := range []string{"owner=me", "limit=-1"} {
+			if w := ask("GET", "/conns?"+bad); w.Code != http.StatusBadRequest {
+				t.Errorf("%s: %d %s", bad, w.Code, w.Body)
+			}
+		}
 		if w := ask("POST", "/resync"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"peers": 0`) {
 			t.Errorf("resync alone: %d %s", w.Code, w.Body)
 		}
 		w := httptest.NewRecorder()
 		metrics.Handler("syncd", n.Scrape).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-		for _, want := range []string{"\nsyncd_mirror_connections 11\n", "# TYPE syncd_drops_total counter\n", `syncd_records_total{outcome="added"} 0`} {
+		for _, want := range []string{"\nsyncd_mirror_connections 11\n", "# TYPE syncd_drops_total counter\n", `syncd_records_total{outcome="added"} 0`, `syncd_owned_connections{kind="active"} 11`} {
 			if !strings.Contains(w.Body.String(), want) {
 				t.Errorf("metrics lack %q", want)
 			}

@@ -99,6 +99,9 @@ type Engine struct {
 	templates  templates
 	audit      *audit
 	bridge     *Bridge // nil without legacy directors
+	filter     atomic.Pointer[ServiceFilter]
+	filtered   atomic.Uint64
+	trace      tracer
 }
 
 // New returns an Engine. The kernel is given to it by SetKernel before Run, so

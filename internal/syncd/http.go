@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 
+	"saru/internal/config"
 	"saru/internal/control"
 	"saru/syncproto/peer"
 )
@@ -14,13 +16,15 @@ import (
 // Handler serves the control socket:
 //
 //	GET  /status   Status
-//	GET  /conns    Conn after Conn, one a line; ?proto= ?client= ?virtual= ?dest=
+//	GET  /conns    Conn after Conn, one a line; ?proto= ?client= ?virtual= ?dest= ?state= ?owner= ?limit=
+//	GET  /trace    TraceEvent after TraceEvent, one a line, as they happen; the same filters, ?path=
 //	POST /resync   pulls everything again; Resynced when that is done
 //	POST /barrier  Barrier; answers when it is reached
 func (e *Engine) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, e.Status()) })
 	mux.HandleFunc("GET /conns", e.serveConns)
+	mux.HandleFunc("GET /trace", e.serveTrace)
 	mux.HandleFunc("POST /resync", func(w http.ResponseWriter, r *http.Request) {
 		n, err := e.Resync(r.Context())
 		if err != nil {
@@ -71,9 +75,29 @@ func (e *Engine) serveConns(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	limit, err := parseLimit(r.URL.Query().Get("limit"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	w.Header().Set("Content-Type", "application/jsonl")
 	bw := bufio.NewWriterSize(w, 64<<10)
 	enc := json.NewEncoder(bw)
-	e.Conns(pick, func(c Conn) bool { return enc.Encode(c) == nil })
+	e.Conns(pick, func(c Conn) bool {
+		limit--
+		return enc.Encode(c) == nil && limit != 0
+	})
 	bw.Flush()
+}
+
+// parseLimit returns how many at most; 0 is all.
+func parseLimit(s string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil {
+		return 0, config.Bad("--limit %q: must be a number, 0 for all", s)
+	}
+	return int(n), nil
 }

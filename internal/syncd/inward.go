@@ -13,6 +13,9 @@ const refreshSlack = 15 * time.Second
 
 // deliver merges a peer's record, and arranges for the kernel to be told.
 func (e *Engine) deliver(r *conntable.Record) {
+	if !e.wants(&r.Connection) {
+		return
+	}
 	if r.Version.Node == e.self && !e.isOurs(r.Version) && e.keepFound(r) {
 		return
 	}
@@ -20,6 +23,9 @@ func (e *Engine) deliver(r *conntable.Record) {
 	was := r.Template && e.table.Lookup(r.Key, &old) && !old.Deleted
 	res := e.table.Apply(r, conntable.ToKernel)
 	e.outcomes[res.Outcome].Add(1)
+	if e.trace.on() {
+		e.trace.merged(PathReceived, r, &res)
+	}
 	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest {
 		e.replaceTemplate(old.Connection)
 	}
@@ -87,6 +93,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		case e.isOurs(r.Version):
 			e.outrun.Add(1)
 		case r.Deleted:
+			e.traceInjected(&r)
 			if err := e.kernel.Delete(r.Connection); err != nil {
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
@@ -95,6 +102,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 			e.heldBack.Add(1)
 		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
+			e.traceInjected(&r)
 			conns = append(conns, forKernel(&r))
 		}
 	}

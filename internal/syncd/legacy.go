@@ -2,7 +2,6 @@ package syncd
 
 import (
 	"context"
-	"encoding/binary"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -112,6 +111,9 @@ func (b *Bridge) Heard(c *conntable.Connection) {
 		b.strange.Add(1)
 		return
 	}
+	if !b.e.wants(c) {
+		return
+	}
 	if !b.known.has(b.e.services.Load(), c) {
 		b.stranger.Add(1)
 		return
@@ -125,16 +127,20 @@ func (b *Bridge) Heard(c *conntable.Connection) {
 		b.full.Add(1) // the last tenth is for what came with a key
 		return
 	}
-	b.merge(&r)
+	b.merge(&r, &have)
 }
 
-func (b *Bridge) merge(r *conntable.Record) {
+// merge takes r in; have is what was known of its key, if anything.
+func (b *Bridge) merge(r, have *conntable.Record) {
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: r.Seq.In, Out: r.Seq.Out}
 	}
 	r.PEData = slices.Clone(r.PEData)
 	r.Version = conntable.Version{Clock: b.e.clock.Next().Clock - uint64(legacyLag/time.Microsecond), Node: legacyNode}
 	res := b.e.table.Apply(r, conntable.ToKernel|conntable.ToPeers)
+	if b.e.trace.on() {
+		b.e.trace.merged(PathLegacyHeard, r, &res)
+	}
 	switch res.Outcome {
 	case conntable.Added, conntable.Updated:
 		b.taken.Add(1)
@@ -142,6 +148,9 @@ func (b *Bridge) merge(r *conntable.Record) {
 		b.old.Add(1)
 	case conntable.Full:
 		b.full.Add(1)
+	}
+	if r.Template && res.Outcome == conntable.Updated && !have.Deleted && have.Dest != r.Dest {
+		b.e.replaceTemplate(have.Connection)
 	}
 	if res.Outcome == conntable.Updated && res.Queued&conntable.ToKernel != 0 && b.e.kernelKnows(r, &res.Prev) {
 		var discard conntable.Record
@@ -214,11 +223,7 @@ func (k *legacyServices) has(now *Services, c *conntable.Connection) bool {
 	if _, ok := k.vips[c.Virtual.Addr()]; ok {
 		return true
 	}
-	mark := c.FWMark
-	if c.Template && c.Protocol == 0 && c.Virtual.Addr().Is4() {
-		b := c.Virtual.Addr().As4() // of a fwmark template the address is the mark
-		mark = binary.BigEndian.Uint32(b[:])
-	}
+	mark := markOf(c)
 	_, ok := k.fwmark[mark]
 	return ok && mark != 0
 }
@@ -273,6 +278,9 @@ func (b *Bridge) news(refs []conntable.Ref, conns []conntable.Connection) []conn
 	for _, ref := range refs {
 		// What a peer, or a legacy director, told since is theirs to tell.
 		if b.e.table.Take(ref, conntable.ToLegacy, &r) && r.Version.Node == b.e.self {
+			if b.e.trace.on() {
+				b.e.trace.told(PathLegacyTold, &r)
+			}
 			conns = append(conns, forLegacy(&r))
 		}
 	}

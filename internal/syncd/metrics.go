@@ -11,6 +11,13 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	s.Flag("synced", "1 if this node holds the cluster's connections.", st.Synced)
 	s.Flag("degraded", "1 if capture or injection does not work as it should.", st.Degraded != "")
 	s.Gauge("mirror_connections", "Connections in the mirror.", float64(st.Connections.Mirror))
+	for _, x := range []struct {
+		kind string
+		n    int
+	}{{"active", st.Connections.Active}, {"inactive", st.Connections.Inactive}, {"template", st.Connections.Templates}} {
+		s.Gauge("owned_connections", "Connections that this director told last: summed over directors, each counts once.", float64(x.n), "kind", x.kind)
+	}
+	s.Counter("filtered_total", "Records of services that are not mirrored.", st.Filtered)
 	s.Gauge("mirror_limit", "Connections that the mirror takes.", float64(st.Connections.Limit))
 	s.Gauge("mirror_tombstones", "Deleted connections still remembered.", float64(st.Connections.Tombstones))
 	s.Counter("mirror_expired_total", "Connections that left the mirror at their deadline.", e.expired.Load())

@@ -20,6 +20,9 @@ const silentTimeout = time.Minute
 // director took the connection over.
 func (e *Engine) Captured(c *conntable.Connection) {
 	e.captured.Add(1)
+	if !e.wants(c) {
+		return
+	}
 	r := conntable.Record{Connection: *c, Version: e.clock.Shared(), Remaining: c.Timeout}
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
@@ -40,6 +43,9 @@ func (e *Engine) news(r *conntable.Record) {
 		// connection has.
 		r.Version = e.clock.Next()
 		res = e.table.Apply(r, e.newsFor())
+	}
+	if e.trace.on() {
+		e.trace.merged(PathCaptured, r, &res)
 	}
 	e.queued(res)
 }
@@ -106,6 +112,9 @@ func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []connt
 		if !e.table.Take(ref, conntable.ToPeers, &r) || r.Version.Node != e.self && r.Version.Node != legacyNode {
 			continue
 		}
+		if e.trace.on() {
+			e.trace.told(PathSent, &r)
+		}
 		recs = append(recs, r)
 		if len(recs) == cap(recs) {
 			e.session.Send(recs)
@@ -127,6 +136,9 @@ func (e *Engine) takeFound() error {
 // take takes in an entry of the kernel's table that the mirror does not know,
 // with a version older than any news, and puts it on the queues q.
 func (e *Engine) take(k *Entry, q conntable.Queue) {
+	if !e.wants(&k.Connection) {
+		return
+	}
 	r := conntable.Record{Connection: k.Connection, Version: conntable.FoundVersion(e.self, k.Remaining), Remaining: k.Remaining}
 	r.Timeout = max(r.Timeout, k.Remaining)
 	if k.Synced {

@@ -30,7 +30,10 @@ type File struct {
 		Source string `toml:"source"`
 		Limit  int    `toml:"limit"`
 	} `toml:"kernel"`
-	Filter struct{} `toml:"filter"`
+	Filter struct {
+		Services []string `toml:"services"`
+		Except   []string `toml:"except"`
+	} `toml:"filter"`
 	Legacy struct {
 		Interface string          `toml:"interface"`
 		Group     string          `toml:"group"`
@@ -67,6 +70,7 @@ type Settings struct {
 	Keys    *seal.Keyring
 	Source  string // SourceAuto and so on
 	Limit   int
+	Filter  *ServiceFilter  // nil: all
 	Legacy  *LegacySettings // nil: off
 	Socket  string
 	Metrics string // empty: none
@@ -86,7 +90,7 @@ func Load(path string) (*Settings, error) {
 
 func (f *File) check() (*Settings, error) {
 	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Metrics: f.Control.Metrics}
-	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkLegacy, f.checkControl, f.checkKeys} {
+	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkFilter, f.checkLegacy, f.checkControl, f.checkKeys} {
 		if err := step(s); err != nil {
 			return nil, err
 		}
@@ -202,6 +206,11 @@ func (f *File) checkLegacy(s *Settings) error {
 	}
 	s.Legacy = &LegacySettings{l.Interface, group, uint8(l.SyncID), l.Version, l.Resend.Std()}
 	return nil
+}
+
+func (f *File) checkFilter(s *Settings) (err error) {
+	s.Filter, err = ParseServiceFilter(f.Filter.Services, f.Filter.Except)
+	return err
 }
 
 func (f *File) checkControl(*Settings) error {

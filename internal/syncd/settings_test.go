@@ -43,6 +43,8 @@ func TestSettings(t *testing.T) {
 		{"node with a space", good + "node = \"d 1\"", `sync.node = "d 1"`},
 		{"another source", good + "[kernel]\nsource = \"ebpf\"", `kernel.source = "ebpf": must be "auto", "module" or "daemon"`},
 		{"limit", good + "[kernel]\nlimit = 0", "kernel.limit = 0"},
+		{"filter", good + "[filter]\nservices = [\"web\"]", `filter.services: "web": must be such as`},
+		{"filter's exceptions", good + "[filter]\nexcept = [\"fwmark 0\"]", `filter.except: "fwmark 0": must be such as`},
 		{"legacy interface", good + "[legacy]\ninterface = \"nope0\"", `legacy.interface = "nope0": no such interface; there are`},
 		{"legacy group", good + "[legacy]\ngroup = \"10.0.0.1:8848\"", `legacy.group = "10.0.0.1:8848": must be an IPv4 multicast address`},
 		{"legacy group taken", good + "[legacy]\ninterface = \"lo\"\ngroup = \"239.192.0.81:8849\"", "is sync.group too"},
@@ -88,7 +90,7 @@ func TestReferenceFile(t *testing.T) {
 	var f File
 	must(t, config.Load(name, &f))
 	want := DefaultFile()
-	want.Sync.Peers = []string{}
+	want.Sync.Peers, want.Filter.Services, want.Filter.Except = []string{}, []string{}, []string{}
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("%s says\n%+v, the defaults are\n%+v", name, f, want)
 	}

@@ -19,6 +19,8 @@ type Status struct {
 	Source      string            `json:"source"`             // how the kernel is read: daemon or module
 	Degraded    string            `json:"degraded,omitempty"` // what is wrong with it
 	NotCovered  []string          `json:"not_covered"`        // what cannot be had this way
+	Filter      string            `json:"filter,omitempty"`   // services that are mirrored; empty: all
+	Filtered    uint64            `json:"filtered"`           // records of other services
 	UptimeS     float64           `json:"uptime_s"`
 	Connections ConnectionCounts  `json:"connections"`
 	Peers       []peer.PeerStatus `json:"peers"`
@@ -37,6 +39,11 @@ type ConnectionCounts struct {
 	Kernel     int `json:"kernel"` // counted at real servers; what is not bound to one is not in it
 	Tombstones int `json:"tombstones"`
 	Limit      int `json:"limit"` // of the mirror
+	// Told last by this node: over all directors each connection counts once.
+	Owned     int `json:"owned"`           // those of Active, Inactive and Templates
+	Active    int `json:"owned_active"`    // as real servers count them
+	Inactive  int `json:"owned_inactive"`  // likewise
+	Templates int `json:"owned_templates"` // of persistence
 }
 
 // KernelCounts says what passed between us and the kernel, in records.
@@ -70,6 +77,7 @@ func (e *Engine) Status() Status {
 	k := e.kernel.Stats()
 	st := Status{
 		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded, NotCovered: append([]string{}, k.NotCovered...),
+		Filter: e.filter.Load().String(), Filtered: e.filtered.Load(),
 		UptimeS: time.Since(e.started).Round(time.Millisecond).Seconds(),
 		Connections: ConnectionCounts{
 			Mirror: e.table.Len(), Tombstones: e.table.Tombstones(), Limit: e.table.Limit(),
@@ -81,6 +89,8 @@ func (e *Engine) Status() Status {
 		},
 		Records: map[string]uint64{}, Drops: map[string]uint64{},
 	}
+	o := e.table.Owned(e.self)
+	st.Connections.Owned, st.Connections.Active, st.Connections.Inactive, st.Connections.Templates = o.Active+o.Inactive+o.Templates, o.Active, o.Inactive, o.Templates
 	if e.bridge != nil {
 		st.Legacy = e.bridge.Status()
 	}
@@ -105,8 +115,11 @@ func (e *Engine) Status() Status {
 func (st *Status) Print(w io.Writer) error {
 	ew := &errWriter{w: w}
 	fmt.Fprintf(ew, "%s: %s\n\n", st.Node, st.verdict())
-	fmt.Fprintf(ew, "  connections  %d in the mirror (limit %d), %d at the kernel's real servers\n",
-		st.Connections.Mirror, st.Connections.Limit, st.Connections.Kernel)
+	fmt.Fprintf(ew, "  connections  %d in the mirror (limit %d), %d of them this director's own; %d at the kernel's real servers\n",
+		st.Connections.Mirror, st.Connections.Limit, st.Connections.Owned, st.Connections.Kernel)
+	if st.Filter != "" {
+		fmt.Fprintf(ew, "  mirrored     only %s; %d records of others\n", st.Filter, st.Filtered)
+	}
 	fmt.Fprintf(ew, "  kernel       %d records captured, %d injected, %d injected again, %d dropped, %d waiting; source %s\n",
 		st.Kernel.Captured, st.Kernel.Injected, st.Kernel.Reinjected, st.Kernel.Drops, st.Kernel.Waiting, st.Source)
 	fmt.Fprintf(ew, "  audit        pass %d took %.1f s for %d entries; %d told, %d gone, %d injected again, %d deleted, %d held; %.1f %% of one core\n",
