@@ -26,7 +26,7 @@ func (f *File) backend(s *Settings) error {
 func openFilter(s *Settings) (Filter, error) {
 	cfg := nft.Config{
 		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
-		Plan: s.Plan(),
+		Plan: s.Plan(), Fragments: s.Fragments,
 	}
 	var f Filter
 	var err error

@@ -17,6 +17,7 @@ import (
 	"saru/internal/seal"
 	"saru/membership"
 	"saru/partition"
+	"saru/partition/nft"
 )
 
 const (
@@ -26,6 +27,9 @@ const (
 
 	// DefaultPort is the gossip's port, TCP and UDP; heartbeats take the next.
 	DefaultPort = 7946
+
+	// maxFragments is more than a link of 100 Gbit/s brings.
+	maxFragments = 100_000_000
 
 	minLease = 60 * time.Millisecond
 	maxLease = 10 * time.Second
@@ -56,6 +60,7 @@ type File struct {
 		Mode      string   `toml:"mode"`
 		Backend   string   `toml:"backend"`
 		Target    string   `toml:"target"`
+		Fragments int      `toml:"fragments"`
 		Inside    *struct {
 			Interface string   `toml:"interface"`
 			Address   string   `toml:"address"`
@@ -80,6 +85,7 @@ func DefaultFile() File {
 	f.Cluster.Name, f.Cluster.Role, f.Cluster.Quorum, f.Cluster.Weight = "saru", "director", "lan", 100
 	s := &f.Share
 	s.ID, s.Sense, s.Method, s.Buckets, s.Mode, s.Backend, s.Target = 1, "src-port", "hash", 256, "flood", "nftables", "ipvs"
+	s.Fragments = nft.DefaultFragments
 	f.Timing.Lease, f.Timing.Delay = config.Duration(300*time.Millisecond), config.Duration(30*time.Second)
 	f.Control.Socket, f.Control.Metrics, f.Control.Syncd = "/run/saru/saru.sock", "127.0.0.1:9646", "/run/saru/syncd.sock"
 	return f
@@ -106,6 +112,8 @@ type Settings struct {
 	MAC       net.HardwareAddr
 	IPVS      bool // the target is IPVS, else local sockets
 	Backend   string
+	Fragments int                 // let in at most, a second
+	Services  []partition.Service // divided in a way of their own, as IPVS asks
 	Seed      uint32
 
 	Lease   time.Duration
@@ -324,6 +332,9 @@ func (f *File) share(s *Settings) (err error) {
 	default:
 		return config.Bad("share.target = %q: no such value; use \"ipvs\" or \"local\"", f.Share.Target)
 	}
+	if s.Fragments = f.Share.Fragments; s.Fragments < 1 || s.Fragments > maxFragments {
+		return config.Bad("share.fragments = %d: use 1 to %d a second", s.Fragments, maxFragments)
+	}
 	if s.VIPs, err = virtual("share.addresses", f.Share.Addresses); err != nil {
 		return err
 	}
@@ -362,7 +373,7 @@ func (f *File) share(s *Settings) (err error) {
 func (s *Settings) Plan() partition.Plan {
 	return partition.Plan{
 		VIPs: s.VIPs, Buckets: s.Buckets, Seed: s.Seed,
-		Default: partition.Division{Sense: s.Sense, Method: s.Method},
+		Default: partition.Division{Sense: s.Sense, Method: s.Method}, Services: s.Services,
 	}
 }
 

@@ -41,6 +41,7 @@ mac       = "02:00:5e:00:01:c9"
 mode      = "flood"
 backend   = "nftables"
 target    = "local"
+fragments = 1000
 [timing]
 lease = "60ms"
 delay = "5s"
@@ -114,6 +115,7 @@ func TestBadConfiguration(t *testing.T) {
 		{`addresses = []`, "addresses = [\"10.9.0.100\"]\ninterface = \"nope0\"\n#", `share.interface = "nope0"`},
 		{`sense     = "src-port"`, `sense = "colour"`, `share.sense`},
 		{`buckets   = 256`, `buckets = 100`, `share.buckets = 100`},
+		{`fragments = 1000`, `fragments = 0`, `share.fragments`},
 		{`target    = "local"`, `target = "moon"`, `share.target`},
 		{`lease = "60ms"`, `lease = "59ms"`, `timing.lease`},
 		{`lease = "60ms"`, `lease = "11s"`, `timing.lease`},

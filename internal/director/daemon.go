@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"saru/internal/config"
@@ -42,8 +43,14 @@ type daemon struct {
 	gate     *gate
 	barriers *barriers
 	pinger   *pinger
+	reshaper *reshaper // nil where no services are read
+	shape    atomic.Pointer[Settings]
 	lead     chan struct{}
 }
+
+// current returns the settings, with the services that the share is divided by
+// now.
+func (d *daemon) current() *Settings { return d.shape.Load() }
 
 // Run is the daemon: it takes its part of the share until ctx ends, then gives
 // it away and leaves the kernel as it found it, unless keep is set. ready is
@@ -54,6 +61,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 		return err
 	}
 	d := &daemon{settings: s, version: version, log: log, lead: make(chan struct{}, 1)}
+	d.watchServices()
 	defer func() { err = errors.Join(err, d.close(keep)) }()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -78,6 +86,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	}
 	if d.barriers != nil {
 		tasks = append(tasks, d.barriers)
+	}
+	if d.reshaper != nil {
+		tasks = append(tasks, task.Func{Name: "services", Do: d.reshaper.Run})
 	}
 	if d.filter != nil {
 		if judge, is := d.filter.(task.Task); is {
@@ -149,7 +160,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if d.engine, err = newEngine(d.log, s, ctx, d.filter, d.paths); err != nil {
+	if d.engine, err = newEngine(d.log, d.current(), ctx, d.filter, d.paths); err != nil {
 		return err
 	}
 	d.engine.onLead = func() {
@@ -191,9 +202,12 @@ func (d *daemon) openShare() (err error) {
 		return err
 	}
 	d.paths = append(d.paths, frames)
-	d.filter, err = openFilter(s)
+	d.filter, err = openFilter(d.current())
 	if err != nil {
 		return config.Bad("%v", err)
+	}
+	if d.reshaper != nil {
+		d.reshaper.replan = d.filter.Replan
 	}
 	d.lan, err = lan.Open(lan.Config{
 		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),

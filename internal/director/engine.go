@@ -30,6 +30,7 @@ type Filter interface {
 	Settle(b *partition.Set, d time.Duration) error
 	Verify() (bool, error)
 	Reset() error
+	Replan(p partition.Plan) error
 	Stats() (nft.Stats, error)
 	Close() error
 }
@@ -47,7 +48,11 @@ type Engine struct {
 	due      atomic.Int64  // the next tick, as nextTick
 	standIns uint64        // turns that a stand-in did
 	core     *membership.Core
-	filter   Filter // nil without a share
+	config   membership.Config // of core
+	lives    uint64            // heartbeats of the lives before core's: the filter's numbers only grow
+	noLink   bool              // as last told
+	held     bool              // closed, whatever the link, for another shape
+	filter   Filter            // nil without a share
 	applier  *applier
 	barriers *barriers // nil where there are no connections to wait for
 	paths    []*path
@@ -95,8 +100,6 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	var inc [8]byte
-	rand.Read(inc[:])
 	e := &Engine{
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
@@ -110,12 +113,20 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	if s.Witness {
 		shape = 0 // it knows of no share, and votes for any
 	}
-	e.core = membership.New(membership.Config{
-		Node: s.Node, Incarnation: binary.BigEndian.Uint64(inc[:]) | 1, Cluster: s.Cluster, Share: uint16(s.ID),
+	e.config = membership.Config{
+		Node: s.Node, Incarnation: newIncarnation(), Cluster: s.Cluster, Share: uint16(s.ID),
 		Shape: shape, Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
 		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight), Witness: s.Witness, Voters: s.Voters, Host: hostID(), Frames: len(s.VIPs) > 0,
-	}, e.now())
+	}
+	e.core = membership.New(e.config, e.now())
 	return e, nil
+}
+
+// newIncarnation returns a number that no life of a node had before.
+func newIncarnation() uint64 {
+	var inc [8]byte
+	rand.Read(inc[:])
+	return binary.BigEndian.Uint64(inc[:]) | 1
 }
 
 // hostID tells this network namespace of this boot from all others: who starts
@@ -300,7 +311,7 @@ func (e *Engine) perform() {
 			if e.filter == nil {
 				continue
 			}
-			if err := e.filter.Arm(a.N); err != nil {
+			if err := e.filter.Arm(e.lives + a.N); err != nil {
 				e.armErrors++
 				if errors.Is(err, nft.ErrGone) {
 					e.applier.verifySoon()
@@ -310,7 +321,7 @@ func (e *Engine) perform() {
 			if e.filter == nil {
 				continue
 			}
-			if err := e.filter.Confirm(a.N); err != nil {
+			if err := e.filter.Confirm(e.lives + a.N); err != nil {
 				e.confirmErrors++
 			}
 		case membership.Send:

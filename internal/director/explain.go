@@ -46,7 +46,7 @@ var errNoShare = errors.New("this node has no share: no addresses are configured
 
 // explain says who takes a flow, and why.
 func (d *daemon) explain(ctx context.Context, f partition.Flow) (*Explanation, error) {
-	s := d.settings
+	s := d.current()
 	if len(s.VIPs) == 0 {
 		return nil, errNoShare
 	}

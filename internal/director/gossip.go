@@ -29,6 +29,7 @@ type Peer struct {
 	Weight  int
 	State   string
 	Version string
+	Wants   string
 }
 
 // meta is what a node tells of itself by gossip.
@@ -38,6 +39,7 @@ type meta struct {
 	Port    uint16 `json:"port"` // of the heartbeats
 	State   string `json:"state"`
 	Version string `json:"version"`
+	Wants   string `json:"wants,omitempty"` // the shape that its services ask for
 }
 
 // gossip finds the members of the cluster. It is a task.
@@ -59,7 +61,7 @@ type gossip struct {
 func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*gossip, error) {
 	g := &gossip{
 		log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
-		own:   meta{s.role(), s.Weight, s.Bind.Port() + 1, membership.Joining.String(), version},
+		own:   meta{Role: s.role(), Weight: s.Weight, Port: s.Bind.Port() + 1, State: membership.Joining.String(), Version: version},
 		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
 	}
 	for _, j := range s.Join {
@@ -179,7 +181,7 @@ func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 	if len(g.ever) < 4*membership.MaxNodes {
 		g.ever[n.Name] = netip.AddrPortFrom(addr.Unmap(), n.Port)
 	}
-	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version}
+	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants}
 	g.mu.Unlock()
 	g.engine.post(ctx, func(time.Duration) { g.engine.learn(membership.ID(n.Name), at) })
 }
@@ -196,10 +198,28 @@ func (g *gossip) members() map[string]Peer {
 }
 
 // tell spreads this node's state.
-func (g *gossip) tell(state string) {
+func (g *gossip) tell(state string) { g.spread(func(m *meta) { m.State = state }) }
+
+// want spreads the shape that this node's services ask for.
+func (g *gossip) want(shape string) { g.spread(func(m *meta) { m.Wants = shape }) }
+
+// wantOther returns the directors that do not say that they want this shape.
+func (g *gossip) wantOther(shape string) (names []string) {
+	for _, p := range g.members() {
+		if p.Role == "director" && p.Wants != shape {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// spread changes what this node tells of itself.
+func (g *gossip) spread(change func(m *meta)) {
 	g.mu.Lock()
-	changed := g.own.State != state
-	g.own.State = state
+	was := g.own
+	change(&g.own)
+	changed := g.own != was
 	g.mu.Unlock()
 	if changed {
 		if err := g.list.UpdateNode(time.Second); err != nil {

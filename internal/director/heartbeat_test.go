@@ -21,6 +21,7 @@ func (k *noKernel) Apply(nft.Desired) error                    { return nil }
 func (k *noKernel) Settle(*partition.Set, time.Duration) error { return nil }
 func (k *noKernel) Verify() (bool, error)                      { return true, nil }
 func (k *noKernel) Reset() error                               { return nil }
+func (k *noKernel) Replan(partition.Plan) error                { return nil }
 func (k *noKernel) Stats() (nft.Stats, error)                  { return nft.Stats{}, nil }
 func (k *noKernel) Close() error                               { return nil }
 

@@ -60,18 +60,29 @@ type MemberStatus struct {
 
 // ShareStatus is this director's share.
 type ShareStatus struct {
-	ID          int      `json:"id"`
-	Addresses   []string `json:"addresses"`
-	Interface   string   `json:"interface,omitempty"`
-	MAC         string   `json:"mac,omitempty"`
-	Target      string   `json:"target"`
-	Sense       string   `json:"sense"`
-	Total       int      `json:"buckets_total"`
-	Buckets     int      `json:"buckets"`
-	Assigned    int      `json:"assigned"`
-	Fraction    float64  `json:"fraction"`
-	LeaseMS     float64  `json:"lease_ms"`
-	LeaseLeftMS float64  `json:"lease_left_ms"`
+	ID        int      `json:"id"`
+	Addresses []string `json:"addresses"`
+	Interface string   `json:"interface,omitempty"`
+	MAC       string   `json:"mac,omitempty"`
+	Target    string   `json:"target"`
+	Sense     string   `json:"sense"`
+
+	Services    []ServiceStatus `json:"services"`               // divided in a way of their own
+	ServicesWhy string          `json:"services_why,omitempty"` // what keeps the share from following IPVS
+
+	Total       int     `json:"buckets_total"`
+	Buckets     int     `json:"buckets"`
+	Assigned    int     `json:"assigned"`
+	Fraction    float64 `json:"fraction"`
+	LeaseMS     float64 `json:"lease_ms"`
+	LeaseLeftMS float64 `json:"lease_left_ms"`
+}
+
+// ServiceStatus is a service that is not divided as the share is.
+type ServiceStatus struct {
+	Service string `json:"service"`
+	Sense   string `json:"sense"`
+	Why     string `json:"why"`
 }
 
 // FilterStatus is what the kernel did, in packets.
@@ -125,6 +136,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 		st.Share.Target = "ipvs"
 	}
 	st.Share.Addresses = vipTexts(s.VIPs)
+	st.Share.Services, st.Share.ServicesWhy = serviceStatus(d.current()), d.reshaper.why()
 	var snap membership.Snapshot
 	addrs := map[membership.NodeID]string{}
 	err := d.engine.ask(ctx, func(now time.Duration) {
@@ -227,6 +239,12 @@ func (st *Status) Print(w io.Writer) error {
 		fmt.Fprintf(w, "share   %s on %s, %d of %d buckets, lease %gms (%gms left), target %s\n", strings.Join(st.Share.Addresses, ", "),
 			st.Share.Interface, st.Share.Buckets, st.Share.Total, st.Share.LeaseMS, st.Share.LeaseLeftMS, st.Share.Target)
 		fmt.Fprintf(w, "filter  accepted %d, dropped %d, silenced %d packets; %s\n", st.Filter.Accepted, st.Filter.Dropped, st.Filter.Silenced, st.Filter.health())
+	}
+	for _, v := range st.Share.Services {
+		fmt.Fprintf(w, "divided %s by %s: %s\n", v.Service, v.Sense, v.Why)
+	}
+	if st.Share.ServicesWhy != "" {
+		fmt.Fprintf(w, "divided as before: %s\n", st.Share.ServicesWhy)
 	}
 	fmt.Fprintf(w, "syncd   %s\n", orNone(st.Syncd))
 	for _, p := range st.Paths {

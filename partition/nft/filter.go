@@ -106,6 +106,10 @@ func (f *Filter) Reset() error {
 	defer f.write.Unlock()
 	f.read.Lock()
 	defer f.read.Unlock()
+	return f.resetLocked()
+}
+
+func (f *Filter) resetLocked() error {
 	f.table.remove(f.wconn)
 	if err := f.table.declare(f.wconn); err != nil {
 		return fmt.Errorf("nft: %w", err)
@@ -129,6 +133,34 @@ func (f *Filter) Reset() error {
 	f.applied, f.want, f.pending = Desired{}, Desired{}, Desired{}
 	f.unknown.Store(false)
 	return nil
+}
+
+// Replan replaces the table by a closed one that divides flows in another way,
+// with as many buckets. If it fails the old one stays, or what is in the kernel
+// is unknown, as after Reset.
+func (f *Filter) Replan(p partition.Plan) error {
+	f.write.Lock()
+	defer f.write.Unlock()
+	f.read.Lock()
+	defer f.read.Unlock()
+	cfg := f.cfg
+	cfg.Plan = p
+	divider, err := cfg.check()
+	if err != nil {
+		return err
+	}
+	if p.Buckets != f.cfg.Plan.Buckets {
+		return fmt.Errorf("nft: %d buckets instead of %d: their number cannot change", p.Buckets, f.cfg.Plan.Buckets)
+	}
+	cfg.Plan = divider.Plan
+	next := newTable(cfg.Name, divider, cfg.Queues != nil)
+	next.build(&cfg, f.secrets, canDefrag())
+	was, wasPlan := f.table, f.cfg.Plan
+	f.table, f.cfg.Plan = next, cfg.Plan
+	if err = f.resetLocked(); err != nil && !errors.Is(err, ErrUnknown) {
+		f.table, f.cfg.Plan = was, wasPlan
+	}
+	return err
 }
 
 // tryRenewal shows that a datagram meets the lease's rules and nothing before

@@ -19,6 +19,7 @@ type filter interface {
 	Settle(b *partition.Set, d time.Duration) error
 	Verify() (bool, error)
 	Reset() error
+	Replan(partition.Plan) error
 	Stats() (nft.Stats, error)
 	Buckets() ([]nft.BucketStats, error)
 	Close() error

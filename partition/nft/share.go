@@ -112,7 +112,7 @@ func (f *Filter) Apply(d Desired) error {
 		return errors.New("nft: rest must hold all that is open")
 	}
 	if !f.all.Contains(d.Rest) {
-		return fmt.Errorf("nft: bucket beyond the last, %d", f.cfg.Plan.Buckets-1)
+		return fmt.Errorf("nft: bucket beyond the last, %d", f.all.Len()-1)
 	}
 	f.write.Lock()
 	defer f.write.Unlock()

@@ -265,3 +265,30 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 }
+
+// A new plan comes closed, and divides in its own way.
+func TestReplan(t *testing.T) {
+	cfg := config(time.Minute)
+	w := newNetwork(t, 2, cfg)
+	w.resolve()
+	w.beat(1)
+	ps := ports(64)
+	w.mustDivide(cfg, ps, w.sendMany(ps, 64))
+
+	cfg.Plan.Default.Sense |= partition.SrcAddr
+	for _, d := range w.directors {
+		d.do(func() error { return d.filter.Replan(cfg.Plan) })
+		if s, err := d.filter.Stats(); err != nil || !s.Rest.Empty() || !s.Intact || s.LeaseLeft != 0 {
+			t.Errorf("%s: %+v, %v; want closed", d.name, s, err)
+		}
+		if err := d.filter.Apply(nft.Desired{Open: d.owns, Rest: d.owns}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.beat(2)
+	w.mustDivide(cfg, ps, w.sendMany(ps, 64))
+	cfg.Plan.Buckets *= 2
+	if err := w.directors[0].filter.Replan(cfg.Plan); err == nil {
+		t.Error("changed the number of buckets")
+	}
+}

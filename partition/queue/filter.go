@@ -144,6 +144,20 @@ func (f *Filter) Reset() error {
 	return f.table.Reset()
 }
 
+// Replan holds nothing any more, and divides flows in another way. If it fails
+// the old way stays.
+func (f *Filter) Replan(p partition.Plan) error {
+	divider, err := partition.NewDivider(p)
+	if err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	was := f.share.replan(divider)
+	if err = f.table.Replan(p); err != nil {
+		f.share.replan(was)
+	}
+	return err
+}
+
 // Close removes the table, and gives the queues back. It may be called twice,
 // and not beside Run.
 func (f *Filter) Close() error {

@@ -13,10 +13,10 @@ import (
 // A share decides packets by what this director holds. It is the judge of the
 // queues; backstop is that of the one behind them.
 type share struct {
-	divider *partition.Divider
-	stats   stats
+	stats stats
 
 	mu         sync.RWMutex
+	divider    *partition.Divider
 	held       nft.Desired
 	superseded superseded
 	settling   []atomic.Int64 // until when, per bucket; Unix nanoseconds
@@ -36,6 +36,15 @@ func (s *share) apply(d nft.Desired) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = d
+}
+
+// replan changes what decides, with nothing held, and returns what decided
+// before.
+func (s *share) replan(d *partition.Divider) (was *partition.Divider) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, s.divider, s.held = s.divider, d, nft.Desired{}
+	return was
 }
 
 // A view is a share that is held for one reader's batch.

@@ -1,0 +1,232 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"saru/ipvs"
+	"saru/membership"
+	"saru/partition"
+)
+
+const (
+	// readServicesEvery is how often IPVS is asked for its services.
+	readServicesEvery = time.Second
+	// closedWithin bounds how long a share may take to close for another shape.
+	closedWithin = 30 * time.Second
+)
+
+// A reshaper divides the share anew when the services in IPVS ask for it. A
+// bucket is other packets then, so two directors of different shapes must not
+// serve at once: a director changes only when all others want the same, closes,
+// replaces its table and begins like one that has just started.
+type reshaper struct {
+	d       *daemon
+	log     *slog.Logger
+	read    func() ([]ipvs.Service, error)
+	replan  func(partition.Plan) error
+	mu      sync.Mutex
+	differs []string // directors whose services ask for another shape
+	broken  error    // why the services could not be read
+}
+
+// readServices asks the kernel.
+func readServices() (all []ipvs.Service, err error) {
+	c, err := ipvs.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.Services()
+}
+
+// watchServices reads the services that the share is divided by from the
+// start, and has them watched.
+func (d *daemon) watchServices() {
+	d.shape.Store(d.settings)
+	if !d.settings.IPVS || len(d.settings.VIPs) == 0 {
+		return
+	}
+	d.reshaper = &reshaper{d: d, log: d.log, read: readServices}
+	services, err := d.reshaper.read()
+	if err != nil {
+		d.reshaper.note(nil, err)
+		return
+	}
+	s := *d.settings
+	s.Services = s.divisions(services)
+	d.shape.Store(&s)
+	d.reshaper.tell(s.Services)
+}
+
+// tell logs how services are divided.
+func (r *reshaper) tell(services []partition.Service) {
+	for _, s := range services {
+		r.log.Info("divided in a way of its own", "service", s.String(), "by", s.Division.String(), "why", s.Why)
+	}
+}
+
+// Run watches the services until ctx ends.
+func (r *reshaper) Run(ctx context.Context) error {
+	tick := time.NewTicker(readServicesEvery)
+	defer tick.Stop()
+	for {
+		if err := r.look(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// look reads the services, tells what shape they ask for, and changes to it
+// when all others ask for it too.
+func (r *reshaper) look(ctx context.Context) error {
+	if r.d.engine.leave.Err() != nil {
+		return nil // the share is being given away
+	}
+	now := r.d.current()
+	services, err := r.read()
+	if err != nil {
+		r.note(nil, err)
+		return nil // the shape stays until they can be read
+	}
+	next := *now
+	next.Services = now.divisions(services)
+	shape := next.Shape()
+	r.d.gossip.want(shapeText(shape))
+	differs := r.d.gossip.wantOther(shapeText(shape))
+	r.note(differs, nil)
+	if shape == now.Shape() || len(differs) > 0 {
+		return nil
+	}
+	return r.change(ctx, &next)
+}
+
+func (r *reshaper) note(differs []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Equal(r.differs, differs) && len(differs) > 0 {
+		r.log.Warn("other directors' virtual services ask for another division of the share, which stays as it is until all are alike", "directors", differs)
+	}
+	if err != nil && r.broken == nil {
+		r.log.Warn("the virtual services cannot be read; the share stays divided as it is", "err", err)
+	}
+	r.differs, r.broken = differs, err
+}
+
+// why says what keeps the shape from following the services, or "".
+func (r *reshaper) why() string {
+	if r == nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.broken != nil:
+		return "the virtual services cannot be read: " + r.broken.Error()
+	case len(r.differs) > 0:
+		return "the virtual services of " + strings.Join(r.differs, ", ") + " ask for another division; make them alike"
+	}
+	return ""
+}
+
+// change closes, replaces the table and begins anew.
+func (r *reshaper) change(ctx context.Context, next *Settings) error {
+	start := time.Now()
+	e := r.d.engine
+	if err := e.hold(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.log.Error("the share did not close for another division; it is tried again", "err", err)
+		return e.ask(ctx, func(now time.Duration) { e.release(now) })
+	}
+	if err := r.replan(next.Plan()); err != nil {
+		r.log.Error("the share cannot be divided anew; it stays as it is", "err", err)
+		return e.ask(ctx, func(now time.Duration) { e.release(now) })
+	}
+	r.d.shape.Store(next)
+	r.tell(next.Services)
+	shape := next.Shape()
+	err := e.ask(ctx, func(now time.Duration) { e.rebirth(now, shape) })
+	r.log.Info("the share is divided anew, as the virtual services ask", "took", time.Since(start), "services", len(next.Services))
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// setLink tells the core of the link, unless the share is held closed.
+func (e *Engine) setLink(now time.Duration, up bool) {
+	e.noLink = !up
+	if !e.held {
+		e.core.SetLink(now, up)
+	}
+}
+
+var errNotClosed = fmt.Errorf("buckets are still open after %v", closedWithin)
+
+// hold closes the share, and returns when the kernel has.
+func (e *Engine) hold(ctx context.Context) error {
+	limit := time.Now().Add(closedWithin)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		closed := false
+		err := e.ask(ctx, func(now time.Duration) {
+			if !e.held {
+				e.held = true
+				e.core.SetLink(now, false)
+				return
+			}
+			closed = e.core.Closed()
+		})
+		switch {
+		case err != nil:
+			return err
+		case closed:
+			return nil
+		case time.Now().After(limit):
+			return errNotClosed
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// release ends hold.
+func (e *Engine) release(now time.Duration) {
+	e.held = false
+	e.core.SetLink(now, !e.noLink)
+}
+
+// rebirth begins a new life with another shape, of which nothing is open.
+func (e *Engine) rebirth(now time.Duration, shape uint64) {
+	drained, frozen := e.core.Draining(), e.core.Frozen()
+	e.lives += e.core.Snapshot(now).N
+	e.config.Incarnation, e.config.Shape = newIncarnation(), shape
+	e.core = membership.New(e.config, now)
+	e.core.Drain(now, drained)
+	if frozen {
+		e.core.Freeze(now, true)
+	}
+	e.release(now)
+	if e.leave.Err() != nil {
+		e.core.Leave(now)
+	}
+}
+
+func shapeText(shape uint64) string { return fmt.Sprintf("%016x", shape) }
