@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -62,6 +63,11 @@ func TestThreeDirectors(t *testing.T) {
 	d2.wait()
 	l.until("taken over after kill -9", l.shared(2))
 	l.report("kill -9", mark)
+	out, err = d1.saru("events")
+	l.must(err)
+	if !strings.Contains(out, "from d2 to d1: d2 is unreachable") {
+		t.Errorf("the events do not say why d2's share moved:\n%s", out)
+	}
 
 	mark = time.Now()
 	d2.start()

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"saru/internal/control"
 )
@@ -68,9 +70,9 @@ func (q *question) print(ctx context.Context, w io.Writer) error {
 // watch prints the status every second until ctx ends, over the last one on a
 // terminal.
 func (q *question) watch(ctx context.Context, w io.Writer) error {
-	const home = "\x1b[H\x1b[2J"
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	over := !q.asJSON && isTerminal(w)
 	for {
 		var b bytes.Buffer
 		if err := q.print(ctx, &b); err != nil && ctx.Err() == nil {
@@ -79,10 +81,11 @@ func (q *question) watch(ctx context.Context, w io.Writer) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if !q.asJSON {
-			fmt.Fprint(w, home)
+		text := b.Bytes()
+		if over {
+			text = inPlace(text)
 		}
-		if _, err := w.Write(b.Bytes()); err != nil {
+		if _, err := w.Write(text); err != nil {
 			return err
 		}
 		select {
@@ -91,4 +94,21 @@ func (q *question) watch(ctx context.Context, w io.Writer) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// inPlace returns text so that a terminal shows it over what it showed before,
+// without a moment of nothing in between (ECMA-48: CUP, EL, ED).
+func inPlace(text []byte) []byte {
+	const home, restOfLine, restOfScreen = "\x1b[H", "\x1b[K", "\x1b[J"
+	out := append([]byte(home), bytes.ReplaceAll(text, []byte("\n"), []byte(restOfLine+"\n"))...)
+	return append(out, restOfScreen...)
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }

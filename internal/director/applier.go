@@ -115,6 +115,7 @@ func (a *applier) reset(why error) (is nft.Desired, known bool) {
 		return nft.Desired{}, false
 	}
 	a.log.Warn("the table was changed by somebody else; it is closed and opens again when granted", "why", why)
+	a.engine.events.note(eventFilter, "somebody else changed the kernel's table (%v); it is closed, and opens again when granted", why)
 	a.was = nft.Desired{}
 	return a.was, true
 }

@@ -1,7 +1,6 @@
 package director
 
 import (
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 
 	"saru/internal/config"
 	"saru/internal/config/configtest"
-	"saru/internal/metrics"
 	"saru/internal/seal"
 	"saru/partition"
 )
@@ -184,29 +182,6 @@ func TestShape(t *testing.T) {
 		s.VIPs = a.VIPs
 		if change(s); s.Shape() == a.Shape() {
 			t.Errorf("another %s has the same shape", what)
-		}
-	}
-}
-
-func TestMetricsAndStatusText(t *testing.T) {
-	st := &Status{
-		Cluster: "web", Node: "d1", State: "ready", Master: "d1", Epoch: 3<<32 | 7, Quorum: QuorumStatus{"lan", 2, 1},
-		Share: ShareStatus{Addresses: []string{"10.9.0.100"}, Total: 256, Buckets: 128}, Filter: FilterStatus{Intact: true, Accepted: 5},
-		Members: []MemberStatus{{Name: "d1", State: "ready", Buckets: 128}, {Name: "d2", State: "unreachable", Why: "no heartbeat"}},
-		Paths:   []PathStatus{{Name: "udp", Sent: 9}},
-	}
-	w := httptest.NewRecorder()
-	metrics.Handler("saru", func(s *metrics.Sink) error { st.scrape(s); return nil }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	b := w.Body
-	if err := st.Print(b); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"saru_state{state=\"ready\"} 1\n", "saru_accepted_packets_total 5\n", "saru_path_sent_total{path=\"udp\"} 9\n",
-		"epoch 3.7", "############............", "table intact", "no heartbeat",
-	} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("%q is not in:\n%s", want, b.String())
 		}
 	}
 }

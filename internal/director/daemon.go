@@ -67,6 +67,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 		return err
 	}
 	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", version, "share", vipList(s.VIPs), "lease", s.Lease)
+	d.engine.events.note(eventStart, "saru %s starts", version)
 	if len(s.VIPs) == 0 {
 		log.Info("no addresses are configured in [share]: membership only")
 	}

@@ -73,7 +73,7 @@ type Engine struct {
 	seeds  []netip.AddrPort
 	master atomic.Bool // this node is it
 	onLead func()
-	was    membership.State
+	events events
 
 	plain, out, in []byte
 	to             []netip.AddrPort
@@ -392,19 +392,17 @@ next:
 	return out
 }
 
-// follow tells the rest of the daemon, and the log, what has changed.
+// follow tells people, and the rest of the daemon, what has changed.
 func (e *Engine) follow() {
-	s := e.core.State()
 	lead := e.core.Leads()
-	if s != e.was {
-		e.log.Info("state", "was", e.was, "is", s, "why", e.core.Why())
-		e.was = s
-	}
-	if lead && !e.master.Swap(true) {
-		e.log.Info("this node is the master")
+	if e.master.Swap(lead) != lead && lead {
 		e.onLead()
-	} else if !lead && e.master.Swap(false) {
-		e.log.Info("this node is no longer the master", "master", e.core.Master())
+	}
+	happened := e.core.Events()
+	for i := range happened {
+		told := fromCore(&happened[i])
+		e.log.Info(told.Text, "kind", told.Kind)
+		e.events.add(told)
 	}
 }
 

@@ -42,6 +42,7 @@ func (st *Status) scrape(s *metrics.Sink) {
 	s.Counter("queue_overrun_packets_total", "Packets dropped because user space could not judge them in time.", st.Filter.Overruns)
 	s.Counter("filter_resets_total", "Times that the table was found changed by others.", st.Filter.Resets)
 	s.Gauge("worst_tick_seconds", "By how much a tick was ever late.", st.Engine.WorstTickMS/1000)
+	s.Counter("stand_in_turns_total", "Turns of the protocol done while the kernel held up the engine's own thread.", st.Engine.StandInTurns)
 	for _, p := range st.Paths {
 		s.Counter("path_sent_total", "Messages sent, by path.", p.Sent, "path", p.Name)
 		s.Counter("path_received_total", "Messages received, by path.", p.Received, "path", p.Name)

@@ -4,15 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
-	"strings"
-	"text/tabwriter"
 	"time"
 
-	"saru/internal/config"
-	"saru/internal/control"
 	"saru/membership"
 )
 
@@ -33,6 +27,7 @@ type Status struct {
 	Syncd   string         `json:"syncd"`
 	Paths   []PathStatus   `json:"paths"`
 	Engine  EngineStatus   `json:"engine"`
+	Changes []Event        `json:"changes"` // the last few of 'saru events'
 	Version string         `json:"version"`
 
 	Protocol membership.Stats `json:"protocol"`
@@ -122,6 +117,9 @@ type EngineStatus struct {
 	Drops         map[string]uint64 `json:"drops"`
 }
 
+// changesShown is how many of the last events a Status has.
+const changesShown = 8
+
 func ms(d time.Duration) float64 { return float64(d.Round(100*time.Microsecond)) / 1e6 }
 
 // status collects a Status.
@@ -157,6 +155,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	st.Share.LeaseMS, st.Share.LeaseLeftMS = ms(s.Lease), ms(snap.LeaseLeft)
 	d.memberStatus(st, &snap, addrs)
 	d.filterStatus(st)
+	st.Changes, _ = d.engine.events.after(0, changesShown)
 	return st, nil
 }
 
@@ -217,124 +216,4 @@ func (d *daemon) filterStatus(st *Status) {
 	if f.OwnSender != nil {
 		o.OwnSender = f.OwnSender.String()
 	}
-}
-
-const barWidth = 24
-
-// Print writes the status for people.
-func (st *Status) Print(w io.Writer) error {
-	fmt.Fprintf(w, "cluster %s   node %s   %s", st.Cluster, st.Node, st.State)
-	if st.Why != "" {
-		fmt.Fprintf(w, " (%s)", st.Why)
-	}
-	fmt.Fprintf(w, "\nmaster  %s   epoch %d.%d   quorum %s\n", orNone(st.Master), st.Epoch>>32, st.Epoch&0xffffffff, st.Quorum.text())
-	if st.Frozen {
-		fmt.Fprintf(w, "frozen  no planned moves until 'saru unfreeze'; failures still move shares\n")
-	}
-	if st.Role == "witness" {
-		fmt.Fprintf(w, "share   none: a witness only votes\n")
-	} else if len(st.Share.Addresses) == 0 {
-		fmt.Fprintf(w, "share   no addresses are configured: membership only\n")
-	} else {
-		fmt.Fprintf(w, "share   %s on %s, %d of %d buckets, lease %gms (%gms left), target %s\n", strings.Join(st.Share.Addresses, ", "),
-			st.Share.Interface, st.Share.Buckets, st.Share.Total, st.Share.LeaseMS, st.Share.LeaseLeftMS, st.Share.Target)
-		fmt.Fprintf(w, "filter  accepted %d, dropped %d, silenced %d packets; %s\n", st.Filter.Accepted, st.Filter.Dropped, st.Filter.Silenced, st.Filter.health())
-	}
-	for _, v := range st.Share.Services {
-		fmt.Fprintf(w, "divided %s by %s: %s\n", v.Service, v.Sense, v.Why)
-	}
-	if st.Share.ServicesWhy != "" {
-		fmt.Fprintf(w, "divided as before: %s\n", st.Share.ServicesWhy)
-	}
-	fmt.Fprintf(w, "syncd   %s\n", orNone(st.Syncd))
-	for _, p := range st.Paths {
-		fmt.Fprintf(w, "path    %-6s sent %d, received %d, refused %d, unsent %d\n", p.Name, p.Sent, p.Received, p.Refused, p.Unsent)
-	}
-	fmt.Fprintln(w)
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "MEMBER\tADDRESS\tSTATE\tWEIGHT\tBUCKETS\tSHARE\tWHY")
-	for _, m := range st.Members {
-		full := 0
-		if st.Share.Total > 0 {
-			full = (m.Buckets*barWidth + st.Share.Total/2) / st.Share.Total
-		}
-		bar := strings.Repeat("#", full) + strings.Repeat(".", barWidth-full)
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", m.Name, m.Addr, m.State, m.Weight, m.Buckets, bar, m.Why)
-	}
-	return tw.Flush()
-}
-
-func (f *FilterStatus) health() string {
-	switch {
-	case f.Why != "":
-		return f.Why
-	case f.Own > 0:
-		return fmt.Sprintf("%d packets came to this node's own MAC, last from %s: its ARP entry is old", f.Own, f.OwnSender)
-	case !f.Intact:
-		return "table changed by somebody else"
-	case f.Overruns > 0:
-		return fmt.Sprintf("table intact; %d packets were dropped because the queues were full", f.Overruns)
-	}
-	return "table intact"
-}
-
-func (q *QuorumStatus) text() string {
-	if q.Need > 1 {
-		return fmt.Sprintf("%s, %d voters heard, %d needed", q.Policy, q.Have, q.Need)
-	}
-	return fmt.Sprintf("%s, %d heard", q.Policy, q.Have)
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// handler serves the control socket.
-func (d *daemon) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 3*time.Second)
-		defer cancel()
-		st, err := d.status(ctx)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		control.JSON(w, st)
-	})
-	mux.HandleFunc("GET /explain", d.serveExplain)
-	for path, do := range map[string]func(context.Context) error{
-		"/drain": d.drain,
-		"/undrain": func(ctx context.Context) error {
-			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Drain(now, false) })
-		},
-		"/freeze": func(ctx context.Context) error {
-			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, true) })
-		},
-		"/unfreeze": func(ctx context.Context) error {
-			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, false) })
-		},
-	} {
-		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-			if err := do(r.Context()); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
-				return
-			}
-			control.JSON(w, struct{}{})
-		})
-	}
-	return mux
-}
-
-// Socket returns the control socket that the configuration at path names.
-func Socket(path string) (string, error) {
-	f := DefaultFile()
-	if path == DefaultConfigPath && !exists(path) {
-		return f.Control.Socket, nil
-	}
-	err := config.Load(path, &f)
-	return f.Control.Socket, err
 }

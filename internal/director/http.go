@@ -1,0 +1,59 @@
+package director
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"saru/internal/config"
+	"saru/internal/control"
+	"saru/membership"
+)
+
+// handler serves the control socket.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 3*time.Second)
+		defer cancel()
+		st, err := d.status(ctx)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		control.JSON(w, st)
+	})
+	mux.HandleFunc("GET /explain", d.serveExplain)
+	mux.HandleFunc("GET /events", d.engine.events.serve)
+	for path, do := range map[string]func(context.Context) error{
+		"/drain": d.drain,
+		"/undrain": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Drain(now, false) })
+		},
+		"/freeze": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, true) })
+		},
+		"/unfreeze": func(ctx context.Context) error {
+			return d.tell(ctx, func(c *membership.Core, now time.Duration) { c.Freeze(now, false) })
+		},
+	} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			if err := do(r.Context()); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			control.JSON(w, struct{}{})
+		})
+	}
+	return mux
+}
+
+// Socket returns the control socket that the configuration at path names.
+func Socket(path string) (string, error) {
+	f := DefaultFile()
+	if path == DefaultConfigPath && !exists(path) {
+		return f.Control.Socket, nil
+	}
+	err := config.Load(path, &f)
+	return f.Control.Socket, err
+}
