@@ -10,11 +10,15 @@ const (
 	cmdNewDaemon  = 9
 	cmdDelDaemon  = 10
 	cmdGetDaemon  = 11
+	cmdGetConfig  = 13
 	cmdGetInfo    = 15
 
 	attrService = 1
 	attrDest    = 2
 	attrDaemon  = 3
+	attrTCP     = 4
+	attrTCPFin  = 5
+	attrUDP     = 6
 
 	svcAF        = 1
 	svcProtocol  = 2

@@ -77,7 +77,7 @@ func (t *Tap) beat(ctx context.Context) {
 	tick := time.NewTicker(time.Second / time.Duration(t.cfg.BeatRate))
 	defer tick.Stop()
 	t.excused = time.Now()
-	judged, guarded := t.excused, t.excused
+	judged, guarded, tuned := t.excused, t.excused, time.Time{}
 	turn := make([]conntable.Connection, 2)
 	for i := 0; ; i = (i + 1) % len(b.entries) {
 		var now time.Time
@@ -99,6 +99,10 @@ func (t *Tap) beat(ctx context.Context) {
 		if now.Sub(guarded) >= guardEvery {
 			t.keepGuard()
 			guarded = now
+		}
+		if t.cfg.RefreshPeriod == 0 && now.Sub(tuned) >= retuneEvery {
+			trouble = errors.Join(trouble, t.retune())
+			tuned = now
 		}
 	}
 }

@@ -52,7 +52,8 @@ type Config struct {
 	// 9188, where the kernel's count of records wraps.
 	MaxLen uint16
 	// RefreshPeriod is how often the kernel tells again of a connection
-	// that talks, whole seconds. Default 10 s.
+	// that talks, whole seconds, at most a minute. Default: a third of the
+	// smallest timeout in use, 10 s to a minute.
 	RefreshPeriod time.Duration
 	// BeatRate is heartbeats per second. Default 20.
 	BeatRate int
@@ -69,7 +70,6 @@ func (c *Config) defaults() {
 	set(&c.CaptureID, 81)
 	set(&c.InjectID, 82)
 	set(&c.MaxLen, kernelsync.HeaderSize+kernelsync.RecordSize4)
-	set(&c.RefreshPeriod, 10*time.Second)
 	set(&c.BeatRate, 20)
 }
 
@@ -88,8 +88,8 @@ func (c *Config) check() error {
 		return config.Bad("tap ports %d and %d, sync IDs %d and %d: both pairs must differ", c.CapturePort, c.InjectPort, c.CaptureID, c.InjectID)
 	case c.MaxLen > maxLen:
 		return config.Bad("tap message size %d: the kernel miscounts records beyond %d bytes", c.MaxLen, maxLen)
-	case c.RefreshPeriod < time.Second || c.RefreshPeriod%time.Second != 0:
-		return config.Bad("refresh period %v: use whole seconds", c.RefreshPeriod)
+	case c.RefreshPeriod < 0 || c.RefreshPeriod > maxRefresh || c.RefreshPeriod%time.Second != 0:
+		return config.Bad("refresh period %v: use whole seconds, at most %v", c.RefreshPeriod, maxRefresh)
 	case c.BeatRate < 1 || c.BeatRate > 1000:
 		return config.Bad("heartbeat rate %d a second: use 1 to 1000", c.BeatRate)
 	}
@@ -103,7 +103,7 @@ func (c *Config) sysctls() []setting {
 		{"sync_ports", "1"}, // each thread would have its own buffer to wait in
 		{"sync_sock_size", strconv.Itoa(8 << 20)},
 		{"sync_retries", "1"}, // else timeouts below the refresh period are never told
-		{"sync_refresh_period", strconv.Itoa(int(c.RefreshPeriod / time.Second))},
+		{sysctlRefresh, seconds(max(c.RefreshPeriod, minRefresh))},
 		{"sync_threshold", "0 0"}, // from the first established packet on
 		{"sync_persist_mode", "0"},
 		{"backup_only", "0"}, // else a director with a backup thread serves nobody
@@ -152,6 +152,7 @@ type Tap struct {
 	capt Captured // under mu
 
 	injected, deleted, bad atomic.Uint64
+	refresh                atomic.Int64 // the kernel's refresh period, ns
 	guarded                atomic.Bool
 	guardTried             bool                   // of the one goroutine that installs it
 	excused                time.Time              // of the beat's goroutine: no beat was due until then
@@ -178,6 +179,7 @@ type Stats struct {
 	InjectDrops  uint64        // datagrams the backup thread was too slow for
 	BeatDelay    time.Duration // from the last heartbeat's packet to its record
 	Guarded      bool          // other processes are kept off the tap
+	Refresh      time.Duration // how often the kernel tells again of a connection that talks
 }
 
 // OpenTap prepares the kernel and starts its sync threads. Errors that the
@@ -196,7 +198,7 @@ func OpenTap(log *slog.Logger, cfg Config) (*Tap, error) {
 	t := &Tap{
 		log: log, cfg: cfg, client: client,
 		guard: guard{cfg.Interface, cfg.InjectPort},
-		beats: newBeats(cfg.BeatRate, cfg.RefreshPeriod),
+		beats: newBeats(cfg.BeatRate, maxRefresh),
 		up:    make(chan struct{}),
 	}
 	if err := t.open(); err != nil {
@@ -449,7 +451,7 @@ func (t *Tap) Stats() Stats {
 	s := Stats{Captured: t.capt}
 	t.mu.Unlock()
 	s.Injected, s.Deleted, s.Unencodable = t.injected.Load(), t.deleted.Load(), t.bad.Load()
-	s.Guarded = t.guarded.Load()
+	s.Guarded, s.Refresh = t.guarded.Load(), time.Duration(t.refresh.Load())
 	_, s.BeatDelay = t.beats.last()
 	if sock, err := backupSocket(netip.AddrPortFrom(syncGroup, t.cfg.InjectPort)); err == nil {
 		s.InjectDrops = sock.drops

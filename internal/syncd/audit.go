@@ -94,6 +94,7 @@ func newAudit(e *Engine, cpu func() time.Duration) *audit {
 func (a *audit) run(ctx context.Context) error {
 	runtime.LockOSThread() // whose CPU time is counted
 	defer runtime.UnlockOSThread()
+	a.pacer.start()
 	for pause(ctx, auditEvery) {
 		if a.e.Synced() && a.pacer.afford(ctx, a.cost) {
 			a.pass(ctx)
@@ -206,7 +207,11 @@ func (a *audit) kernelIsRight(k *Entry, r *conntable.Record) {
 	case longer < -exact:
 		// What the peers were told was too long by the difference: the
 		// version and the timeout must say when it dies (refresh.go).
-		a.tell(k, r, k.Remaining)
+		timeout := k.Remaining
+		if k.Template {
+			timeout = r.Timeout
+		}
+		a.tell(k, r, timeout)
 	}
 }
 

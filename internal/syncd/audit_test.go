@@ -265,6 +265,7 @@ func TestPacerKeepsToItsShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var used time.Duration
 		p := newPacer(0.02, time.Second, func() time.Duration { return used })
+		p.start()
 		start := time.Now()
 		for range 10_000 {
 			if !p.afford(t.Context(), 0) {

@@ -14,6 +14,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/metrics"
+	"saru/ipvs"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -115,10 +116,13 @@ func TestTimeoutsOfFoundEntries(t *testing.T) {
 		forward: map[Target]uint32{{Virtual: vip, Protocol: 6, Dest: realA}: conntable.FlagFwdMasq},
 		byDest:  map[netip.Addr]uint32{realA.Addr(): conntable.FlagFwdMasq},
 		persist: map[netip.Addr]time.Duration{vip.Addr(): 360 * time.Second},
+		marks:   map[netip.AddrPort]uint32{realB: 5},
+
+		timeouts: ipvs.Timeouts{TCP: 800 * time.Second, TCPFin: 110 * time.Second, UDP: 200 * time.Second},
 	}
 	c := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 6}, Dest: realA, State: finWait}
 	k.complete(&c)
-	if c.Timeout != 120*time.Second || c.Flags != conntable.FlagFwdMasq|conntable.FlagInactive {
+	if c.Timeout != 110*time.Second || c.FWMark != 0 || c.Flags != conntable.FlagFwdMasq|conntable.FlagInactive {
 		t.Errorf("%+v", c)
 	}
 	tmpl := conntable.Connection{Key: conntable.Key{Virtual: netip.AddrPortFrom(vip.Addr(), 0), Protocol: 6, Template: true}, Dest: realA}
@@ -128,7 +132,7 @@ func TestTimeoutsOfFoundEntries(t *testing.T) {
 	}
 	unknown := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 17}, Dest: realB}
 	k.complete(&unknown)
-	if unknown.Timeout != 300*time.Second || unknown.Flags != conntable.FlagFwdGate {
+	if unknown.Timeout != 200*time.Second || unknown.FWMark != 5 || unknown.Flags != conntable.FlagFwdGate {
 		t.Errorf("%+v", unknown)
 	}
 }

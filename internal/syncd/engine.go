@@ -93,6 +93,8 @@ type Engine struct {
 	refused    atomic.Uint64 // the kernel did not take them
 	reinjected atomic.Uint64
 	expired    atomic.Uint64
+	suppressed atomic.Uint64 // refreshes that the peers need not hear of
+	retold     atomic.Uint64 // told since the peers would have let them die
 	heldBack   atomic.Uint64 // records whose real server is unknown here
 	services   atomic.Pointer[Services]
 	servers    atomic.Pointer[servers] // of services
@@ -145,6 +147,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return every(ctx, servicesEvery, e.watchServices) })
 	g.Go(func() error { return every(ctx, templatesEvery, e.replaceTemplates) })
 	g.Go(func() error { return e.audit.run(ctx) })
+	g.Go(func() error { return e.tellInTime(ctx) })
 	g.Go(func() error { return e.makeDigests(ctx) })
 	g.Go(func() error {
 		select {

@@ -118,6 +118,9 @@ func (k *fakeKernel) entry(key conntable.Key) (fakeEntry, bool) {
 }
 
 func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
+	if err := pace(); err != nil {
+		return err
+	}
 	k.mu.Lock()
 	for _, c := range k.found {
 		k.table[c.Key] = &fakeEntry{c, time.Now().Add(c.Timeout), k.synced[c.Key]}
@@ -134,9 +137,6 @@ func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
 		all = append(all, Entry{e.Connection, left, e.synced})
 	}
 	k.mu.Unlock()
-	if err := pace(); err != nil {
-		return err
-	}
 	if during != nil {
 		during()
 	}
@@ -223,6 +223,7 @@ func start(t *testing.T, network *peertest.Network, i int, k *fakeKernel) *node 
 	n := &node{kernel: k, net: network.Node(i)}
 	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: testKeys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
 	n.SetKernel(k)
+	n.audit = newAudit(n.Engine, func() time.Duration { return 0 }) // no real time in virtual time
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()

@@ -32,7 +32,9 @@ func (e *Engine) Captured(c *conntable.Connection) {
 	if r.Timeout <= 0 {
 		r.Timeout, r.Remaining = silentTimeout, silentTimeout
 	}
-	e.news(&r)
+	if !e.suppress(&r) {
+		e.news(&r)
+	}
 }
 
 // news merges a record of ours and queues it for the peers.

@@ -21,8 +21,11 @@ type pacer struct {
 }
 
 func newPacer(share float64, burst time.Duration, cpu func() time.Duration) *pacer {
-	return &pacer{share: share, burst: burst, cpu: cpu, granted: burst, at: time.Now(), cpuAt: cpu()}
+	return &pacer{share: share, burst: burst, cpu: cpu, granted: burst}
 }
+
+// start begins to count, from now on the calling thread.
+func (p *pacer) start() { p.at, p.cpuAt = time.Now(), p.cpu() }
 
 // account grants what time brought and charges what was used.
 func (p *pacer) account() {

@@ -116,11 +116,20 @@ type known struct {
 	marks   map[netip.AddrPort]uint32    // of fwmark services, by real server
 	byDest  map[netip.Addr]uint32        // for templates and fwmark services
 	persist map[netip.Addr]time.Duration // by virtual address
+
+	timeouts ipvs.Timeouts
 }
 
 func (k lister) knownServices() (*known, error) {
-	out := &known{map[Target]uint32{}, map[netip.AddrPort]uint32{}, map[netip.Addr]uint32{}, map[netip.Addr]time.Duration{}}
-	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
+	out := &known{
+		forward: map[Target]uint32{}, marks: map[netip.AddrPort]uint32{}, byDest: map[netip.Addr]uint32{},
+		persist: map[netip.Addr]time.Duration{},
+	}
+	var err error
+	if out.timeouts, err = k.client.Timeouts(); err != nil {
+		return nil, err
+	}
+	err = k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
 		out.forward[target(s, d)] = d.Forward
 		out.byDest[d.Addr.Addr()] = d.Forward
 		if s.FWMark != 0 {
@@ -157,7 +166,7 @@ func (k *known) complete(c *conntable.Connection) {
 		c.Flags |= conntable.FlagTemplate
 		c.Timeout = k.persist[c.Virtual.Addr()]
 	default:
-		c.Timeout = defaultTimeout(c.Protocol, c.State)
+		c.Timeout = k.timeout(c.Protocol, c.State)
 	}
 	if !c.Template && c.Protocol == protoTCP && c.State != tcpEstablished {
 		c.Flags |= conntable.FlagInactive
@@ -168,18 +177,24 @@ const (
 	protoTCP       = 6
 	protoUDP       = 17
 	tcpEstablished = 1
+	tcpFinWait     = 4
 )
 
 // tcpTimeouts are the kernel's, in seconds by state
 // (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).
 var tcpTimeouts = [...]time.Duration{2, 15 * 60, 2 * 60, 60, 2 * 60, 2 * 60, 10, 60, 30, 2 * 60, 2 * 60}
 
-func defaultTimeout(protocol uint8, state uint16) time.Duration {
+// timeout is the kernel's for a state, 0 if that is not known.
+func (k *known) timeout(protocol uint8, state uint16) time.Duration {
 	switch {
+	case protocol == protoTCP && state == tcpEstablished:
+		return k.timeouts.TCP
+	case protocol == protoTCP && state == tcpFinWait:
+		return k.timeouts.TCPFin
 	case protocol == protoTCP && int(state) < len(tcpTimeouts):
 		return tcpTimeouts[state] * time.Second
 	case protocol == protoUDP:
-		return 5 * time.Minute
+		return k.timeouts.UDP
 	}
 	return 0
 }
