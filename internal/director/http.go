@@ -24,6 +24,7 @@ func (d *daemon) handler() http.Handler {
 		control.JSON(w, st)
 	})
 	mux.HandleFunc("GET /explain", d.serveExplain)
+	mux.HandleFunc("GET /ownership", d.serveOwnership)
 	mux.HandleFunc("GET /events", d.engine.events.serve)
 	for path, do := range map[string]func(context.Context) error{
 		"/drain": d.drain,

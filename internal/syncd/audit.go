@@ -156,17 +156,25 @@ func (a *audit) Counts() AuditCounts {
 // entry compares an entry of the kernel's with the mirror.
 func (a *audit) entry(k *Entry) {
 	a.entries++
+	if !a.e.wants(&k.Connection) {
+		return
+	}
 	a.seen.add(&k.Key)
 	var r conntable.Record
 	known := a.e.table.Lookup(k.Key, &r)
-	switch {
-	case !known:
+	if !known {
 		a.unknown(k)
-	case !a.settled(&r, a.at.Clock) || k.Remaining <= dying:
-	case a.e.activeHere(&r) && (a.calm || r.Version.Node == a.e.self):
-		a.kernelIsRight(k, &r)
-	default:
+		return
+	}
+	if !a.settled(&r, a.at.Clock) || k.Remaining <= dying {
+		return
+	}
+	switch here, sure := a.e.activeHere(&r); {
+	case !sure:
+	case !here:
 		a.mirrorIsRight(k, &r)
+	case a.calm || r.Version.Node == a.e.self:
+		a.kernelIsRight(k, &r)
 	}
 }
 
@@ -188,7 +196,7 @@ func (a *audit) unknown(k *Entry) {
 		}
 	case k.Synced || !tellable(k):
 	case a.strange.again(&k.Key) >= 2:
-		a.e.take(k, conntable.ToPeers)
+		a.e.take(k, a.e.newsFor())
 		a.add(&a.counts.Told)
 	}
 }
@@ -197,9 +205,11 @@ func (a *audit) unknown(k *Entry) {
 func (a *audit) kernelIsRight(k *Entry, r *conntable.Record) {
 	switch longer := k.Remaining - r.Remaining; {
 	case !tellable(k):
+	case r.Deleted && r.Version.Node != a.e.self: // before it came here
+		a.delete(k)
 	case r.Deleted || k.Dest != r.Dest || k.State != r.State:
 		a.tell(k, r, k.Timeout)
-	case longer > exact && r.Version.Clock < conntable.LiveClock:
+	case longer > exact && !a.e.vouched(r):
 		a.tell(k, r, k.Timeout)
 	case longer > exact:
 		// The server alone kept it alive. The peers are told in time.
@@ -226,7 +236,7 @@ func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
 	if r.Deleted {
 		n.Connection.Flags = k.Flags
 	}
-	a.e.news(&n)
+	a.e.queued(a.e.table.Apply(&n, a.e.newsFor()))
 	a.add(&a.counts.Told)
 }
 
@@ -280,8 +290,10 @@ const auditChunk = 256
 // lacks deals with an entry that the kernel was not seen to have.
 func (a *audit) lacks(r *conntable.Record) {
 	e := a.e
-	if !e.activeHere(r) {
+	here, sure := e.activeHere(r)
+	if !here {
 		switch {
+		case !sure:
 		case e.held(r):
 			a.held++
 		case !e.replacingTemplate(&r.Key):
@@ -305,10 +317,7 @@ func (a *audit) lacks(r *conntable.Record) {
 		a.reinject(&r.Key)
 		return
 	}
-	res := e.table.Delete(r.Key, e.clock.Next(), conntable.ToPeers)
-	if res.Queued&conntable.ToPeers != 0 {
-		e.toPeers.push(res.Ref)
-	}
+	e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
 	a.add(&a.counts.Gone)
 }
 

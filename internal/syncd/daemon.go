@@ -62,7 +62,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	if d.udp, err = peer.NewUDP(s.UDP); err != nil {
 		return err
 	}
-	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Datagram: datagramFor(s.MTU)})
+	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Saru: s.Saru, Datagram: datagramFor(s.MTU)})
 	d.engine.SetFilter(s.Filter)
 	if err := d.openLegacy(log, s.Legacy); err != nil {
 		return err

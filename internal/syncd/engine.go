@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"saru/conntable"
+	"saru/internal/ownership"
 	"saru/internal/seal"
 	"saru/syncproto/peer"
 )
@@ -51,7 +52,7 @@ const (
 	lateSlack = 12 * time.Hour
 )
 
-// Config says what an Engine needs. All fields but Limit, StartPeriod and
+// Config says what an Engine needs. All fields but Limit, Saru, StartPeriod and
 // Datagram are mandatory.
 type Config struct {
 	Node        string
@@ -59,6 +60,7 @@ type Config struct {
 	Transport   peer.Transport
 	Log         *slog.Logger
 	Limit       int           // of connections mirrored; 0: DefaultLimit
+	Saru        string        // socket of the saru that knows what this director serves; "": none
 	StartPeriod time.Duration // see peer.Config
 	Datagram    int           // see peer.Config
 }
@@ -99,6 +101,9 @@ type Engine struct {
 	services   atomic.Pointer[Services]
 	servers    atomic.Pointer[servers] // of services
 	templates  templates
+	saru       string // its socket, "" if it is not asked
+	owner      ownership.Feed
+	contests   atomic.Uint64 // peers' records against connections that are served here
 	audit      *audit
 	bridge     *Bridge // nil without legacy directors
 	filter     atomic.Pointer[ServiceFilter]
@@ -114,7 +119,8 @@ func New(cfg Config) *Engine {
 	}
 	self := conntable.NodeIDOf(cfg.Node)
 	e := &Engine{
-		log: cfg.Log, node: cfg.Node, self: self, clock: conntable.NewClock(self), mono: newMonotonic(), table: conntable.New(cfg.Limit),
+		log: cfg.Log, node: cfg.Node, saru: cfg.Saru, self: self, clock: conntable.NewClock(self), mono: newMonotonic(),
+		table:   conntable.New(cfg.Limit),
 		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
 	}
 	e.table.RefuseLate(e.clock, lateSlack)
@@ -148,6 +154,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return every(ctx, templatesEvery, e.replaceTemplates) })
 	g.Go(func() error { return e.audit.run(ctx) })
 	g.Go(func() error { return e.tellInTime(ctx) })
+	if e.saru != "" {
+		g.Go(func() error { return e.followOwner(ctx) })
+	}
 	g.Go(func() error { return e.makeDigests(ctx) })
 	g.Go(func() error {
 		select {

@@ -200,6 +200,7 @@ func tcp(i int, state uint16, timeout time.Duration) conntable.Connection {
 const (
 	established = 1
 	finWait     = 4
+	closeWait   = 7
 )
 
 // A node is one engine of a test.

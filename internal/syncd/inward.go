@@ -20,6 +20,10 @@ func (e *Engine) deliver(r *conntable.Record) {
 		return
 	}
 	var old conntable.Record
+	if e.contested(r, &old) {
+		e.insist(r, &old)
+		return
+	}
 	was := r.Template && e.table.Lookup(r.Key, &old) && !old.Deleted
 	res := e.table.Apply(r, conntable.ToKernel)
 	e.outcomes[res.Outcome].Add(1)

@@ -51,10 +51,12 @@ func TestJoinerPullsFromTheLeastLoaded(t *testing.T) {
 		const conns = 5000
 		nodes := synced(t, network, 3, conns)
 		// d1 and d2 tell news all the time, d3 none.
+		state := uint16(established)
 		busy := func() {
+			state = established + closeWait - state
 			for i := range 50 {
-				nodes[0].capture(tcp(i, established, 900*time.Second))
-				nodes[1].capture(tcp(100+i, established, 900*time.Second))
+				nodes[0].capture(tcp(i, state, 900*time.Second))
+				nodes[1].capture(tcp(100+i, state, 900*time.Second))
 			}
 		}
 		for range 20 {

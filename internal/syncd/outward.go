@@ -34,6 +34,8 @@ func (e *Engine) Captured(c *conntable.Connection) {
 	}
 	if !e.suppress(&r) {
 		e.news(&r)
+	} else if e.trace.on() {
+		e.trace.passed(PathCaptured, "refresh", &r)
 	}
 }
 
@@ -150,7 +152,5 @@ func (e *Engine) take(k *Entry, q conntable.Queue) {
 	if res.Outcome == conntable.Added {
 		e.found.Add(1)
 	}
-	if res.Queued&conntable.ToPeers != 0 {
-		e.toPeers.push(res.Ref)
-	}
+	e.queued(res)
 }

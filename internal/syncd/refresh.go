@@ -44,7 +44,7 @@ func (e *Engine) suppress(r *conntable.Record) bool {
 	if r.Timeout < refreshLeast || !e.table.Lookup(r.Key, &known) || known.Deleted || !e.vouched(&known) || !alike(&known.Connection, &r.Connection) {
 		return false
 	}
-	if e.told(&known) < r.Timeout/2 || !e.table.Extend(r.Key, r.Timeout) {
+	if e.told(&known) < r.Timeout/2 || !e.table.Extend(r.Key, r.Remaining) {
 		return false
 	}
 	e.suppressed.Add(1)

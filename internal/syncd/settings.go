@@ -43,6 +43,7 @@ type File struct {
 	} `toml:"legacy"`
 	Control struct {
 		Socket  string `toml:"socket"`
+		Saru    string `toml:"saru"`
 		Metrics string `toml:"metrics"`
 	} `toml:"control"`
 }
@@ -58,6 +59,7 @@ func DefaultFile() File {
 	f.Legacy.Version = 1
 	f.Legacy.Resend = config.Duration(time.Minute)
 	f.Control.Socket = "/run/saru/syncd.sock"
+	f.Control.Saru = "/run/saru/saru.sock"
 	f.Control.Metrics = "127.0.0.1:9647"
 	return f
 }
@@ -73,6 +75,7 @@ type Settings struct {
 	Filter  *ServiceFilter  // nil: all
 	Legacy  *LegacySettings // nil: off
 	Socket  string
+	Saru    string // saru's control socket; empty: it is not asked
 	Metrics string // empty: none
 }
 
@@ -89,7 +92,7 @@ func Load(path string) (*Settings, error) {
 }
 
 func (f *File) check() (*Settings, error) {
-	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Metrics: f.Control.Metrics}
+	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Saru: f.Control.Saru, Metrics: f.Control.Metrics}
 	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkFilter, f.checkLegacy, f.checkControl, f.checkKeys} {
 		if err := step(s); err != nil {
 			return nil, err

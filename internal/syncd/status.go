@@ -26,6 +26,7 @@ type Status struct {
 	Peers       []peer.PeerStatus `json:"peers"`
 	Kernel      KernelCounts      `json:"kernel"`
 	Audit       AuditCounts       `json:"audit"`     // of the kernel's table against the mirror
+	Ownership   OwnershipStatus   `json:"ownership"` // of connections
 	Templates   TemplateCounts    `json:"templates"` // that directors disagreed on
 	Sent        SentCounts        `json:"sent"`
 	Legacy      *LegacyStatus     `json:"legacy,omitempty"` // null: off
@@ -56,6 +57,12 @@ type KernelCounts struct {
 	HeldBack   uint64 `json:"held_back"` // records not injected since their real server was unknown here
 	Shed       uint64 `json:"shed"`      // connections that a full mirror did not take, or gave up for others
 	Waiting    int    `json:"waiting"`
+}
+
+// OwnershipStatus says how it is known which connections are active here.
+type OwnershipStatus struct {
+	Known     bool   `json:"known"`     // saru tells; else versions decide
+	Contested uint64 `json:"contested"` // peers' records refused, of connections that are served here
 }
 
 // TemplateCounts says how often two directors had chosen different real
@@ -99,6 +106,7 @@ func (e *Engine) Status() Status {
 	if s := e.services.Load(); s != nil {
 		st.Connections.Kernel = s.Connections
 	}
+	st.Ownership = OwnershipStatus{e.owner.Knows(time.Now()), e.contests.Load()}
 	st.Kernel.HeldBack, st.Audit = e.heldBack.Load(), e.audit.Counts()
 	st.Templates.Conflicts, st.Templates.Left = e.templates.counts()
 	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()

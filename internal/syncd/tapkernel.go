@@ -191,10 +191,19 @@ func (k *known) timeout(protocol uint8, state uint16) time.Duration {
 		return k.timeouts.TCP
 	case protocol == protoTCP && state == tcpFinWait:
 		return k.timeouts.TCPFin
+	case protocol == protoUDP:
+		return k.timeouts.UDP
+	}
+	return defaultTimeout(protocol, state)
+}
+
+// defaultTimeout is the kernel's unless it was told otherwise.
+func defaultTimeout(protocol uint8, state uint16) time.Duration {
+	switch {
 	case protocol == protoTCP && int(state) < len(tcpTimeouts):
 		return tcpTimeouts[state] * time.Second
 	case protocol == protoUDP:
-		return k.timeouts.UDP
+		return 5 * time.Minute
 	}
 	return 0
 }

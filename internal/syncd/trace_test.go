@@ -88,8 +88,8 @@ func TestTrace(t *testing.T) {
 			of   *streamed
 			want string
 		}{
-			{&at, "captured new d1, sent state d1, captured refresh d1, sent state d1, captured change d1, sent state d1, sent close d1"},
-			{&bt, "received new d1, injected state d1, received refresh d1, injected state d1, received change d1, injected state d1, received close d1, injected close d1"},
+			{&at, "captured new d1, sent state d1, captured refresh d1, captured change d1, sent state d1, sent close d1"},
+			{&bt, "received new d1, injected state d1, received change d1, injected state d1, received close d1, injected close d1"},
 			{&only, "injected state d1, injected close d1"},
 		} {
 			var got []string
