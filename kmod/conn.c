@@ -196,18 +196,21 @@ int usync_conn_parse(struct netns_ipvs *ipvs, const struct nlattr *nest,
 	if (USYNC_HAS(c, VADDR)) {
 		vaf = get_addr(tb[IPVS_SYNC_CONN_VADDR], &c->vaddr);
 		if (!vaf)
-			return bad(extack, tb[IPVS_SYNC_CONN_VADDR], "virtual address is neither IPv4 nor IPv6");
+			return bad(extack, tb[IPVS_SYNC_CONN_VADDR],
+				   "virtual address is neither IPv4 nor IPv6");
 		p->af = vaf;
 	}
 	if (USYNC_HAS(c, CADDR)) {
 		p->af = get_addr(tb[IPVS_SYNC_CONN_CADDR], &c->caddr);
 		if (!p->af || (vaf && vaf != p->af))
-			return bad(extack, tb[IPVS_SYNC_CONN_CADDR], "client's address is not of the virtual address's family");
+			return bad(extack, tb[IPVS_SYNC_CONN_CADDR],
+				   "client's address is not of the virtual address's family");
 	}
 	if (USYNC_HAS(c, DADDR)) {
 		c->daf = get_addr(tb[IPVS_SYNC_CONN_DADDR], &c->daddr);
 		if (!c->daf)
-			return bad(extack, tb[IPVS_SYNC_CONN_DADDR], "real server's address is neither IPv4 nor IPv6");
+			return bad(extack, tb[IPVS_SYNC_CONN_DADDR],
+				   "real server's address is neither IPv4 nor IPv6");
 	}
 	if (USYNC_HAS(c, CPORT))
 		p->cport = nla_get_be16(tb[IPVS_SYNC_CONN_CPORT]);
@@ -241,7 +244,8 @@ int usync_conn_key(struct usync_conn *c, struct netlink_ext_ack *extack)
 {
 	if (!USYNC_HAS(c, PROTOCOL) || !USYNC_HAS(c, CADDR) || !USYNC_HAS(c, CPORT) ||
 	    !USYNC_HAS(c, VADDR) || !USYNC_HAS(c, VPORT))
-		return bad(extack, NULL, "key incomplete: protocol, client and virtual address and ports");
+		return bad(extack, NULL,
+			   "key incomplete: protocol, client and virtual address and ports");
 	if (c->flags & IP_VS_CONN_F_ONE_PACKET)
 		return bad(extack, NULL, "one-packet entries are in no table");
 	if (c->flags & IP_VS_CONN_F_TEMPLATE && c->flags & IP_VS_CONN_F_NO_CPORT)
@@ -421,8 +425,10 @@ static struct ip_vs_conn *make(struct usync_conn *c, u32 flags)
 static void set_fields(struct ip_vs_conn *cp, const struct usync_conn *c)
 {
 	if (USYNC_HAS(c, SEQ)) {
-		cp->in_seq = (struct ip_vs_seq){ c->seq.in_init, c->seq.in_delta, c->seq.in_prev };
-		cp->out_seq = (struct ip_vs_seq){ c->seq.out_init, c->seq.out_delta, c->seq.out_prev };
+		cp->in_seq = (struct ip_vs_seq){ c->seq.in_init, c->seq.in_delta,
+						 c->seq.in_prev };
+		cp->out_seq = (struct ip_vs_seq){ c->seq.out_init, c->seq.out_delta,
+						  c->seq.out_prev };
 	}
 	if (USYNC_HAS(c, PKTS))
 		atomic_set(&cp->in_pkts, c->pkts);

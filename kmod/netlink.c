@@ -192,8 +192,8 @@ static int get_dumpit(struct sk_buff *skb, struct netlink_callback *cb)
 }
 
 /* Calls fn for each CONN of the request and answers with what it returned. */
-static int for_each_conn(struct genl_info *info, u8 cmd,
-			 int (*fn)(struct usync_net *un, struct usync_conn *c))
+static int change_conns(struct genl_info *info, u8 cmd,
+			int (*fn)(struct usync_net *un, struct usync_conn *c))
 {
 	struct net *net = genl_info_net(info);
 	struct usync_net *un = net_generic(net, usync_net_id);
@@ -257,12 +257,12 @@ static int delete(struct usync_net *un, struct usync_conn *c)
 
 static int create_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	return for_each_conn(info, IPVS_SYNC_CMD_CREATE, create);
+	return change_conns(info, IPVS_SYNC_CMD_CREATE, create);
 }
 
 static int delete_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	return for_each_conn(info, IPVS_SYNC_CMD_DELETE, delete);
+	return change_conns(info, IPVS_SYNC_CMD_DELETE, delete);
 }
 
 static int put_stats(struct sk_buff *msg, struct net *net)

@@ -54,7 +54,7 @@ struct usync_last {
  * hooks are entered in whatever state ip_vs is in.
  */
 struct usync_cpu {
-	spinlock_t		lock;
+	spinlock_t		lock;	/* of all below, but for the timer's own */
 	struct sk_buff		*batch;	/* being filled, or NULL */
 	struct sk_buff_head	full;	/* filled, at most USYNC_MAX_FULL */
 	struct usync_last	last;

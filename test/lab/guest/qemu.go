@@ -43,7 +43,13 @@ func (m *machine) arguments() []string {
 	if os.Getenv("SARU_LAB_ACCEL") == "kvm" && hasKVM() {
 		args = append(args, "-accel", "kvm")
 	}
-	args = append(args, "-accel", "tcg,thread=multi,tb-size=512")
+	// With one thread the processors take turns: slower, but none of them runs
+	// code that another one is rewriting (see pinHooks).
+	thread := "multi"
+	if os.Getenv("SARU_LAB_ACCEL") == "single" {
+		thread = "single"
+	}
+	args = append(args, "-accel", "tcg,thread="+thread+",tb-size=512")
 	if m.Out != "" {
 		args = append(args, "-virtfs", "local,path="+m.Out+",mount_tag="+outTag+
 			",security_model=none,multidevs=remap")
