@@ -31,9 +31,8 @@ type Program struct {
 type Flags struct {
 	Config string
 	Keep   bool
-	Debug  bool
-	Level  slog.LevelVar // of the log; Debug's when the daemon starts
 
+	debug    bool
 	facility string
 }
 
@@ -63,7 +62,7 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 	root.PersistentFlags().StringVar(&f.Config, "config", p.ConfigPath, "configuration file")
 	run := &cobra.Command{Use: "run", Short: "Be the daemon (the default)", Args: NoArgs, RunE: root.RunE}
 	for _, c := range []*cobra.Command{root, run} {
-		c.Flags().BoolVar(&f.Debug, "debug", false, "log more")
+		c.Flags().BoolVar(&f.debug, "debug", false, "log more")
 		c.Flags().StringVar(&f.facility, "log_facility", defaultFacility(), "where to log: a syslog facility, or - for the terminal")
 		c.Flags().BoolVar(&f.Keep, "keep", false, p.KeepHelp)
 	}
@@ -72,10 +71,7 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 }
 
 func (p *Program) run(ctx context.Context, f *Flags) error {
-	if f.Debug {
-		f.Level.Set(slog.LevelDebug)
-	}
-	log, err := logs.New(p.Name, f.facility, &f.Level)
+	log, err := logs.New(p.Name, f.facility, f.debug)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,11 @@ import (
 	"saru/syncproto/peer"
 )
 
-// ipUDPHeaders is what IPv4 and UDP add to a datagram, in bytes.
-const ipUDPHeaders = 20 + 8
+// What IPv4 or IPv6 and UDP add to a datagram, in bytes.
+const (
+	ipUDPHeaders   = 20 + 8
+	ipv6UDPHeaders = 40 + 8
+)
 
 // Run is the daemon: it mirrors until ctx ends, and leaves the kernel as it
 // found it unless keep is set. ready is called once everything works. All that
@@ -62,7 +65,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	if d.udp, err = peer.NewUDP(s.UDP); err != nil {
 		return err
 	}
-	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Saru: s.Saru, Datagram: datagramFor(s.MTU)})
+	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Saru: s.Saru, Datagram: datagramFor(s.MTU, s.UDP.IsIPv6())})
 	d.engine.SetFilter(s.Filter)
 	if err := d.openLegacy(log, s.Legacy); err != nil {
 		return err
@@ -125,13 +128,16 @@ func unlessClosed(err error) error {
 }
 
 // datagramFor returns the largest datagram that is not fragmented at an MTU
-// of mtu bytes, no larger than the default since the peers' MTU may be that.
-func datagramFor(mtu int) int {
-	const least = 576 - ipUDPHeaders // RFC 791: what every host takes
+// of mtu bytes. The session makes none that peers do not get.
+func datagramFor(mtu int, v6 bool) int {
 	if mtu == 0 {
 		return peer.DefaultDatagram
 	}
-	return max(least, min(mtu-ipUDPHeaders, peer.DefaultDatagram))
+	headers := ipUDPHeaders
+	if v6 {
+		headers = ipv6UDPHeaders
+	}
+	return max(peer.MinDatagram, min(mtu-headers, peer.MaxDatagram))
 }
 
 // A lateHandler is given its Handler before anything is served.

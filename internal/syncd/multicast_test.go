@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"saru/syncproto/peer"
 )
@@ -58,9 +59,12 @@ func (l *lan) plug(h *netlink.Handle, i int) {
 	up(t, nh, "lo")
 	eth, err := nh.LinkByName("eth0")
 	must(t, err)
-	addr, err := netlink.ParseAddr(fmt.Sprintf("10.97.0.%d/24", i+1))
-	must(t, err)
-	must(t, nh.AddrAdd(eth, addr))
+	for _, a := range []string{fmt.Sprintf("10.97.0.%d/24", i+1), fmt.Sprintf("2001:db8:97::%d/64", i+1)} {
+		addr, err := netlink.ParseAddr(a)
+		must(t, err)
+		addr.Flags = unix.IFA_F_NODAD
+		must(t, nh.AddrAdd(eth, addr))
+	}
 	up(t, nh, "eth0")
 }
 
@@ -131,6 +135,10 @@ func (n nsTransport) Dial(ctx context.Context, to netip.AddrPort) (c net.Conn, e
 }
 
 func (l *lan) start(i int, peers ...netip.AddrPort) *node {
+	return l.startIn(peer.DefaultGroup, i, peers...)
+}
+
+func (l *lan) startIn(group netip.AddrPort, i int, peers ...netip.AddrPort) *node {
 	t := l.t
 	t.Helper()
 	var udp *peer.UDP
@@ -139,7 +147,7 @@ func (l *lan) start(i int, peers ...netip.AddrPort) *node {
 		if err != nil {
 			return err
 		}
-		udp, err = peer.NewUDP(peer.UDPConfig{Interface: ifi, Group: peer.DefaultGroup, Peers: peers})
+		udp, err = peer.NewUDP(peer.UDPConfig{Interface: ifi, Group: group, Peers: peers})
 		return err
 	}))
 	n := &node{kernel: newFakeKernel()}
@@ -181,17 +189,20 @@ func TestThreeNodesOnALAN(t *testing.T) {
 		}
 		return out
 	}
+	none := func(int, int) []netip.AddrPort { return nil }
 	for _, c := range []struct {
 		name  string
+		group netip.AddrPort
 		peers func(i, nodes int) []netip.AddrPort
 	}{
-		{"multicast", func(int, int) []netip.AddrPort { return nil }},
-		{"unicast", unicast},
+		{"multicast", peer.DefaultGroup, none},
+		{"IPv6 multicast", peer.DefaultGroup6, none},
+		{"unicast", peer.DefaultGroup, unicast},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const each = 3000
 			l := newLAN(t, 3)
-			nodes := []*node{l.start(0, c.peers(0, 3)...), l.start(1, c.peers(1, 3)...)}
+			nodes := []*node{l.startIn(c.group, 0, c.peers(0, 3)...), l.startIn(c.group, 1, c.peers(1, 3)...)}
 			for _, n := range nodes {
 				await(t, n.node+" synced", n.Synced)
 			}
@@ -203,7 +214,7 @@ func TestThreeNodesOnALAN(t *testing.T) {
 			await(t, "both told both", func() bool {
 				return nodes[0].kernel.len() == each && nodes[1].kernel.len() == each
 			})
-			joiner := l.start(2, c.peers(2, 3)...)
+			joiner := l.startIn(c.group, 2, c.peers(2, 3)...)
 			await(t, "the joiner synced", joiner.Synced)
 			if joiner.kernel.len() != 2*each {
 				t.Errorf("synced with %d of %d connections in the kernel", joiner.kernel.len(), 2*each)

@@ -117,14 +117,17 @@ func (f *File) checkNode(s *Settings) error {
 
 func (f *File) checkPeers(s *Settings) error {
 	group, err := netip.ParseAddrPort(f.Sync.Group)
-	if err != nil || !group.Addr().Is4() || !group.Addr().IsMulticast() || group.Port() == 0 {
-		return config.Bad("sync.group = %q: must be an IPv4 multicast address with a port, such as %q", f.Sync.Group, peer.DefaultGroup)
+	if err != nil || group.Addr().Is4In6() || group.Addr().Zone() != "" || !group.Addr().IsMulticast() || group.Port() == 0 {
+		return config.Bad("sync.group = %q: must be a multicast address with a port, such as %q or %q", f.Sync.Group, peer.DefaultGroup, peer.DefaultGroup6)
 	}
 	s.UDP.Group = group
 	for _, p := range f.Sync.Peers {
 		ap, err := parsePeer(p, group.Port())
 		if err != nil {
 			return err
+		}
+		if len(s.UDP.Peers) > 0 && ap.Addr().Is4() != s.UDP.Peers[0].Addr().Is4() {
+			return config.Bad("sync.peers: %v and %v: must all be of one address family", s.UDP.Peers[0].Addr(), ap.Addr())
 		}
 		s.UDP.Peers = append(s.UDP.Peers, ap)
 	}
@@ -138,8 +141,8 @@ func parsePeer(p string, port uint16) (netip.AddrPort, error) {
 		a, err = netip.ParseAddr(p)
 		ap = netip.AddrPortFrom(a, port)
 	}
-	if err != nil || !ap.Addr().Is4() || ap.Addr().IsMulticast() || ap.Port() == 0 {
-		return ap, config.Bad("sync.peers: %q: must be the IPv4 address of another director, such as \"10.9.0.3\"", p)
+	if err != nil || ap.Addr().Is4In6() || ap.Addr().IsMulticast() || ap.Port() == 0 {
+		return ap, config.Bad("sync.peers: %q: must be the address of another director, such as \"10.9.0.3\"", p)
 	}
 	return ap, nil
 }

@@ -37,7 +37,7 @@ func TestSettings(t *testing.T) {
 		{"wrong type", good + "[control]\nsocket = 7", "syncd.toml:5:10"},
 		{"no interface", "[sync]\nkey_file = \"" + key + "\"", "sync.interface is not set"},
 		{"unknown interface", "[sync]\ninterface = \"nope0\"", `sync.interface = "nope0": no such interface; there are`},
-		{"unicast group", good + "group = \"10.0.0.1:8849\"", `sync.group = "10.0.0.1:8849": must be an IPv4 multicast address`},
+		{"unicast group", good + "group = \"10.0.0.1:8849\"", `sync.group = "10.0.0.1:8849": must be a multicast address`},
 		{"group without port", good + "group = \"239.192.0.81\"", "sync.group"},
 		{"peer by name", good + "peers = [\"d2\"]", `sync.peers: "d2"`},
 		{"node with a space", good + "node = \"d 1\"", `sync.node = "d 1"`},

@@ -19,6 +19,7 @@ type Status struct {
 	Source      string            `json:"source"`             // how the kernel is read: daemon or module
 	Degraded    string            `json:"degraded,omitempty"` // what is wrong with it
 	NotCovered  []string          `json:"not_covered"`        // what cannot be had this way
+	Warnings    []string          `json:"warnings,omitempty"` // of the peers and the ways to them
 	Filter      string            `json:"filter,omitempty"`   // services that are mirrored; empty: all
 	Filtered    uint64            `json:"filtered"`           // records of other services
 	UptimeS     float64           `json:"uptime_s"`
@@ -91,7 +92,7 @@ func (e *Engine) Status() Status {
 		Connections: ConnectionCounts{
 			Mirror: e.table.Len(), Tombstones: e.table.Tombstones(), Limit: e.table.Limit(),
 		},
-		Peers: e.session.Peers(),
+		Peers: e.session.Peers(), Warnings: e.session.Warnings(),
 		Kernel: KernelCounts{
 			Captured: e.captured.Load(), Found: e.found.Load(), Injected: e.injected.Load(),
 			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load() + e.table.Shed(), Waiting: e.toKernel.size(),
@@ -171,6 +172,9 @@ func (st *Status) verdict() string {
 	if st.Degraded != "" {
 		s += "\n  DEGRADED: " + st.Degraded
 	}
+	for _, w := range st.Warnings {
+		s += "\n  WARNING: " + w
+	}
 	return s
 }
 
@@ -187,7 +191,7 @@ func (st *Status) printPeers(w io.Writer) {
 		if p.DigestEqual != nil {
 			same = map[bool]string{true: "yes", false: "NO"}[*p.DigestEqual]
 		}
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%.0f ms\t%d\t%d\t%d\t%s\n", p.Name, p.Addr, p.State, p.LagMS, p.Received, p.Lost, p.Repaired, same)
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%.0f ms\t%d\t%d\t%d\t%s\n", p.Name, p.Addr, peerState(p), p.LagMS, p.Received, p.Lost, p.Repaired, same)
 	}
 	t.Flush()
 	for i := range st.Peers {
@@ -195,6 +199,14 @@ func (st *Status) printPeers(w io.Writer) {
 			fmt.Fprintf(w, "  last pull from %s failed: %s\n", p.Name, p.Error)
 		}
 	}
+}
+
+// peerState is how p is, and how far a pull from it has come.
+func peerState(p *peer.PeerStatus) string {
+	if p.State != "pulling" || p.PullTotal == 0 {
+		return p.State
+	}
+	return fmt.Sprintf("pulling, %d %%", min(99, 100*p.PullDone/uint64(p.PullTotal)))
 }
 
 func (st *Status) printDrops(w io.Writer) {

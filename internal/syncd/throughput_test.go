@@ -14,6 +14,7 @@ import (
 	"saru/conntable"
 	"saru/syncproto/kernelsync"
 	"saru/syncproto/peer"
+	"saru/syncproto/peer/peertest"
 )
 
 // Benchmarks of the way from the kernel's datagrams to sealed ones, and back,
@@ -28,15 +29,16 @@ const (
 // A stillNet carries nothing. It hands what is broadcast to sent.
 type stillNet struct {
 	sent    func([][]byte)
-	receive chan func([]byte, netip.AddrPort)
+	receive chan func([]byte, netip.AddrPort, bool)
 	closed  chan struct{}
 	once    sync.Once
 }
 
 func newStillNet(sent func([][]byte)) *stillNet {
-	return &stillNet{sent: sent, receive: make(chan func([]byte, netip.AddrPort), 1), closed: make(chan struct{})}
+	return &stillNet{sent: sent, receive: make(chan func([]byte, netip.AddrPort, bool), 1), closed: make(chan struct{})}
 }
 
+func (n *stillNet) Group() bool                           { return false }
 func (n *stillNet) Broadcast(d [][]byte) error            { n.sent(d); return nil }
 func (n *stillNet) SendTo([][]byte, netip.AddrPort) error { return nil }
 func (n *stillNet) Listener() net.Listener                { return n }
@@ -49,7 +51,7 @@ func (n *stillNet) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-func (n *stillNet) Receive(ctx context.Context, deliver func([]byte, netip.AddrPort)) error {
+func (n *stillNet) Receive(ctx context.Context, deliver func([]byte, netip.AddrPort, bool)) error {
 	n.receive <- deliver
 	<-ctx.Done()
 	return nil
@@ -218,7 +220,7 @@ func BenchmarkPeersToKernel(b *testing.B) {
 			if c.refresh {
 				tell(benchConns)
 				for _, d := range datagrams {
-					s.deliver(d, from)
+					s.deliver(d, from, true)
 				}
 				s.inject(b.Context())
 			}
@@ -237,7 +239,7 @@ func BenchmarkPeersToKernel(b *testing.B) {
 				b.StartTimer()
 				at := cpuUsed(b)
 				for _, d := range datagrams {
-					s.deliver(d, from)
+					s.deliver(d, from, true)
 					if s.toKernel.size() >= flushChunk {
 						s.inject(b.Context())
 					}
@@ -260,7 +262,7 @@ func BenchmarkPeersToKernel(b *testing.B) {
 // given to deliver.
 type stillEngine struct {
 	*Engine
-	deliver func([]byte, netip.AddrPort)
+	deliver func([]byte, netip.AddrPort, bool)
 	stop    func()
 	refs    []conntable.Ref
 	conns   []conntable.Connection
@@ -302,3 +304,81 @@ func (s *stillEngine) inject(ctx context.Context) {
 }
 
 var _ peer.Transport = (*stillNet)(nil)
+
+// A wire has its datagrams in memory and its streams on the loopback's TCP.
+type wire struct {
+	*peertest.Node
+	ln net.Listener
+	to net.Listener // the other node's
+}
+
+func (w *wire) Listener() net.Listener { return w.ln }
+
+func (w *wire) Dial(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", w.to.Addr().String())
+}
+
+// BenchmarkPull pulls a million connections into an empty mirror, over
+// loopback TCP, both ends in this process.
+func BenchmarkPull(b *testing.B) {
+	network := peertest.New(1)
+	listen := func() net.Listener {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		return ln
+	}
+	near := &wire{Node: network.Node(1), ln: listen()}
+	source := New(Config{Node: "d1", Keys: testKeys, Transport: near, Log: slog.New(slog.DiscardHandler), Limit: 2 * benchConns})
+	for i := range benchConns {
+		c := benchConn(i)
+		source.Captured(&c)
+	}
+	run := func(s *peer.Session) func() {
+		ctx, cancel := context.WithCancel(b.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		return func() {
+			cancel()
+			if err := <-done; err != nil {
+				b.Error(err)
+			}
+		}
+	}
+	stop := run(source.session)
+	defer stop()
+	source.session.SetSynced(true)
+	var used, passed time.Duration
+	for range b.N {
+		b.StopTimer()
+		table := conntable.New(2 * benchConns)
+		var begun time.Time // by the first record: heartbeats come before
+		var first sync.Once
+		end := &wire{Node: network.Node(2), ln: listen(), to: near.ln}
+		near.to = end.ln
+		var at time.Duration
+		joiner := peer.NewSession(peer.Config{
+			Node: "d2", Keys: testKeys, Clock: conntable.NewClock(conntable.NodeIDOf("d2")), Transport: end,
+			Log: slog.New(slog.DiscardHandler), StartPeriod: time.Millisecond,
+			Deliver: func(r *conntable.Record) {
+				first.Do(func() { begun, at = time.Now(), cpuUsed(b) })
+				table.Apply(r, 0)
+			},
+			Ranked: table.Ranked, Walk: table.Walk, Len: table.Len,
+		})
+		b.StartTimer()
+		halt := run(joiner)
+		<-joiner.Joined()
+		passed += time.Since(begun)
+		used += cpuUsed(b) - at
+		if table.Len() != benchConns {
+			b.Fatalf("%d of %d connections came", table.Len(), benchConns)
+		}
+		b.StopTimer()
+		halt()
+	}
+	b.ReportMetric(passed.Seconds()/float64(b.N), "s/million")
+	b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*benchConns), "cpu-ns/connection")
+}

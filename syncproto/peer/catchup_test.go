@@ -14,10 +14,16 @@ import (
 // pair runs two sessions on one network until the test ends.
 func pair(t *testing.T) (network *peertest.Network, a, b *Session, got *[]conntable.Record) {
 	t.Helper()
+	return pairOf(t, 0, 0)
+}
+
+// pairOf is pair, with datagrams of so many bytes.
+func pairOf(t *testing.T, ofA, ofB int) (network *peertest.Network, a, b *Session, got *[]conntable.Record) {
+	t.Helper()
 	kr := keys(t, keyA)
 	network = peertest.New(1)
-	a, _ = session(t, kr, "d1", network.Node(1))
-	b, got = session(t, kr, "d2", network.Node(2))
+	a, _ = sessionOf(t, kr, "d1", network.Node(1), ofA)
+	b, got = sessionOf(t, kr, "d2", network.Node(2), ofB)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	for _, s := range []*Session{a, b} {

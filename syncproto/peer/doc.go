@@ -143,7 +143,7 @@
 //	+---------------+---------------+-------------------------------+
 //	|  name length  |  name ...                                     |
 //	+---------------+---------------+---------------+---------------+
-//	|  understands  |  streams      |  answers (..32)|  zero        |
+//	|  understands  |  streams      |  answers (..32)| paths (..64) |
 //	+---------------+---------------+---------------+---------------+
 //	|                       records told in the last second (32)    |
 //	+---------------------------------------------------------------+
@@ -151,6 +151,8 @@
 //	|                                                               |
 //	+---------------------------------------------------------------+
 //	then per answer: node (32), its question (64)
+//	then per path:   node (32), size (16), flags (8): 1 alone, zero (8)
+//	then zeros, if it is a probe
 //
 // What follows the name is missing in version 1. understands is the highest
 // version that the sender understands, streams how many it serves now.
@@ -158,7 +160,19 @@
 // "answer" asks all to send a heartbeat now; a joiner sets it, and so does who
 // asks a question: a heartbeat that answers it was made after the question came,
 // so its highest sequence covers all that was sent before. Who wants to catch up
-// with a peer asks until it is answered. A peer is
+// with a peer asks until it is answered.
+//
+// A path is what the sender says of the way from node to it: the largest UDP
+// payload that came in the last 10 to 20 s, and "alone" if for 1.5 s none came
+// through the group. Who reads that of itself sends to the other alone too. A
+// node that is not heard at all is sent heartbeats alone, so two nodes whose
+// switch forgot their group find each other again. Once a second a heartbeat is
+// a probe, as large as the sender's link takes, or, if not all say that they
+// get that, 548, 1,232 and 1,472 bytes as well. Datagrams of records are as
+// large as all get them, at most 9,000 bytes, and 1,472 until that is known.
+// Nothing is fragmented: IP's don't-fragment bit is set.
+//
+// A peer is
 // known by its heartbeat: records that come before it are used, but gaps are only
 // seen from then on, since a new peer's table is pulled anyway.
 //
@@ -193,7 +207,13 @@
 // 8-byte head. All that sequence numbers up to BEGIN's told is in the records
 // that follow, or something newer.
 //
-// A puller that found its table's digest to differ from the peer's at two
+// RECORDS frames begin with what lasts (timeouts of a minute and more) and was
+// told of in the last minute, go on with what lasts, and end with the rest. In
+// version 2 a frame MARK (type 21: 14 bytes) says now and then how far that has
+// come; a puller whose stream broke asks again, in the same life of the peer,
+// with the last mark behind its name, and gets what comes behind it.
+//
+// A puller that found its table's digest to differ from the peer's at three
 // horizons in a row begins with
 //
 //	| version | type 20 | zero (16) | node (32) | name length (8) | name |
@@ -202,4 +222,14 @@
 // instead, and gets the records of those slices in which the peer's digests of
 // that horizon differ, between the same BEGIN and END. A peer that has no digests
 // of that horizon any more ends the stream.
+//
+// # Joining
+//
+// A node that starts listens for 100 ms, and pulls from that of the peers that
+// say that they are synced which serves the fewest streams, and then told the
+// fewest records in the last second; if nobody says so, from all. Meanwhile it
+// takes part in everything else. It has joined when that is done and 2 s have
+// passed since its start. It is synced, and says so, when its kernel has taken
+// all of it and its digest has been found equal to that of each peer that is
+// synced, at the newest horizon, or what differed was fetched.
 package peer

@@ -149,7 +149,17 @@ type heartbeat struct {
 	rate    uint32 // records that it told in the last second
 	ask     uint64 // a question for all, 0 if there is none
 	answers []answer
+	paths   []path
 }
+
+// A path is what the sender of a heartbeat says of the way from a peer to it.
+type path struct {
+	node  conntable.NodeID
+	size  uint16 // of the largest datagram that came lately
+	alone bool   // the group's datagrams do not come: send to me, too
+}
+
+const pathAlone = 1 << 0
 
 // An answer says that its sender's heartbeat was made after node asked.
 type answer struct {
@@ -169,20 +179,31 @@ func (h *heartbeat) append(b []byte, node conntable.NodeID) []byte {
 	b = binary.BigEndian.AppendUint16(b, h.flags)
 	b = binary.BigEndian.AppendUint16(b, h.port)
 	b = append(append(b, byte(len(h.name))), h.name...)
-	b = append(b, h.version, h.streams, byte(len(h.answers)), 0)
+	b = append(b, h.version, h.streams, byte(len(h.answers)), byte(len(h.paths)))
 	b = binary.BigEndian.AppendUint32(b, h.rate)
 	b = binary.BigEndian.AppendUint64(b, h.ask)
 	for _, a := range h.answers {
 		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, uint32(a.node)), a.ask)
 	}
+	for _, p := range h.paths {
+		b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint32(b, uint32(p.node)), p.size)
+		b = append(b, boolByte(p.alone)*pathAlone, 0)
+	}
 	return b
 }
 
-// parse reads a heartbeat; answers reuse h's. name is a view of the message, to
+func boolByte(v bool) byte {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// parse reads a heartbeat; answers and paths reuse h's. name is a view of the message, to
 // be copied by who keeps it.
 func (h *heartbeat) parse(c *cursor) (name []byte, err error) {
 	*h = heartbeat{
-		answers:     h.answers[:0],
+		answers: h.answers[:0], paths: h.paths[:0],
 		incarnation: c.u64(), highest: c.u64(), lowest: c.u64(), clock: c.u64(), horizon: c.u64(), digest: c.u64(),
 		connections: c.u32(), flags: c.u16(), port: c.u16(),
 	}
@@ -204,15 +225,20 @@ func (h *heartbeat) parse(c *cursor) (name []byte, err error) {
 // parseNew reads what version 1 did not tell.
 func (h *heartbeat) parseNew(c *cursor) {
 	h.version, h.streams = max(c.u8(), oldestVersion), c.u8()
-	n := int(c.u8())
-	c.u8()
+	answers, paths := int(c.u8()), int(c.u8())
 	h.rate, h.ask = c.u32(), c.u64()
-	if n > maxAnswers {
+	if answers > maxAnswers || paths > maxPeers {
 		c.bad = true
 	}
-	for range n {
+	for range answers {
 		if a := (answer{conntable.NodeID(c.u32()), c.u64()}); !c.bad {
 			h.answers = append(h.answers, a)
+		}
+	}
+	for range paths {
+		p := path{node: conntable.NodeID(c.u32()), size: c.u16(), alone: c.u8()&pathAlone != 0}
+		if c.u8(); !c.bad {
+			h.paths = append(h.paths, p)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func (s *Session) beat(now time.Time) time.Time {
 		s.mu.Unlock()
 		return due
 	}
-	ask, question, answers := s.ask, s.questionLocked(), s.answersLocked()
+	ask, question, answers, paths := s.ask, s.questionLocked(), s.answersLocked(), s.pathsLocked(now)
 	s.beatAt, s.answer, s.ask = now, false, false
 	horizon, digest := s.digests[0].horizon, s.digests[0].sum
 	s.mu.Unlock()
@@ -79,7 +79,7 @@ func (s *Session) beat(now time.Time) time.Time {
 		horizon: horizon, digest: digest, connections: uint32(s.cfg.Len()),
 		port: s.cfg.Transport.Port(), name: s.cfg.Node,
 		version: protocolVersion, streams: uint8(s.streams.Load()), rate: s.rate(now, sent),
-		ask: question, answers: answers,
+		ask: question, answers: answers, paths: paths,
 	}
 	if s.synced.Load() {
 		hb.flags |= flagSynced
@@ -87,8 +87,8 @@ func (s *Session) beat(now time.Time) time.Time {
 	if ask || question != 0 || now.Sub(s.started) < s.cfg.StartPeriod {
 		hb.flags |= flagAnswer
 	}
-	d, _ := s.sealer.Seal(nil, hb.append(nil, s.self))
-	s.sentOr(s.cfg.Transport.Broadcast([][]byte{d}))
+	d, _ := s.sealer.Seal(nil, s.pad(hb.append(nil, s.self), now))
+	s.broadcast([][]byte{d}, true)
 	return now.Add(heartbeatEvery)
 }
 
@@ -149,6 +149,7 @@ func (s *Session) forgetSilent(now time.Time) {
 		}
 	}
 	s.chooseVersionLocked(now)
+	s.chooseSizeLocked(now)
 }
 
 // Resync pulls everything again from all peers that are up, and waits for the

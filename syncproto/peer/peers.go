@@ -23,6 +23,10 @@ type peerState struct {
 	addr        netip.AddrPort // where its datagrams come from
 	port        uint16         // its TCP port
 	heardAt     time.Time
+	since       time.Time // when this life of it was heard first
+	way         peerPath
+	clashAt     time.Time // when another node spoke under its name
+	clashAddr   netip.AddrPort
 	synced      bool
 	connections uint32
 	version     uint8 // the highest of the protocol that it understands
@@ -78,6 +82,7 @@ func (p *peerState) stateName(now time.Time) string {
 // begin starts a new life of the peer.
 func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.boot, p.incarnation = boot, hb.incarnation
+	p.since = now
 	p.gaps.begin(hb.highest)
 	p.gapAt = time.Time{}
 	p.pullWanted, p.pulled, p.pullAt, p.failures, p.pull = true, false, now, 0, pullState{}
@@ -125,6 +130,8 @@ type PeerStatus struct {
 	Synced      bool    `json:"synced"`       // it says so itself
 	Connections uint32  `json:"connections"`  // it says it has
 	Version     uint8   `json:"version"`      // of the protocol, the highest that it understands
+	Path        string  `json:"path"`         // group, alone (what we send it)
+	Datagram    uint16  `json:"datagram"`     // the largest from us that it got lately, bytes
 	Pulled      uint64  `json:"pulled"`       // records that came in bulk
 	PullDone    uint64  `json:"pull_done"`    // of the pull that goes on, or of the last one
 	PullTotal   uint32  `json:"pull_total"`   // connections that the peer had when that began
@@ -138,7 +145,7 @@ func (p *peerState) status(now time.Time) PeerStatus {
 	st := PeerStatus{
 		Name: p.name, Addr: p.addr.String(), State: p.stateName(now),
 		Received: p.received, Lost: p.lost, Repaired: p.repaired,
-		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections, Version: p.version,
+		HeardMS: ms(now.Sub(p.heardAt)), Synced: p.synced, Connections: p.connections, Version: p.version, Path: "group", Datagram: p.way.path.size,
 		Pulled: p.bulk, PullDone: p.pullDone, PullTotal: p.pullTotal, Restarts: p.restarts, DigestEqual: p.equal,
 		Repairs: p.repairs, Mended: p.mended,
 	}
@@ -147,6 +154,9 @@ func (p *peerState) status(now time.Time) PeerStatus {
 	}
 	if !p.gapAt.IsZero() {
 		st.LagMS = ms(now.Sub(p.gapAt))
+	}
+	if p.way.told && p.way.alone {
+		st.Path = "alone"
 	}
 	if p.pullErr != nil {
 		st.Error = p.pullErr.Error()

@@ -12,8 +12,11 @@ import (
 // for clocks that differ and datagrams on their way.
 const lateSlack = 10 * time.Second
 
+// clashFor is for how long two nodes of one name are spoken of.
+const clashFor = time.Minute
+
 // receive handles one datagram from the network. Only one goroutine calls it.
-func (s *Session) receive(datagram []byte, from netip.AddrPort) {
+func (s *Session) receive(datagram []byte, from netip.AddrPort, group bool) {
 	plain, boot, _, err := s.opener.Open(s.plain[:0], datagram)
 	if err != nil {
 		s.drops.count(sealDrop(err))
@@ -34,9 +37,11 @@ func (s *Session) receive(datagram []byte, from netip.AddrPort) {
 	case h.node == s.self:
 		s.clash(from)
 	case h.typ == typeRecords:
+		s.noteArrival(h.node, len(datagram), group, time.Now())
 		s.onRecords(&h, boot, &c)
 	case h.typ == typeHeartbeat:
 		s.onHeartbeat(h.node, boot, from, &c)
+		s.noteArrival(h.node, len(datagram), group, time.Now())
 	case h.typ == typeMissing:
 		s.onMissing(from, &c)
 	default:
@@ -50,10 +55,11 @@ func (s *Session) clash(from netip.AddrPort) {
 	s.drops.count(DropNameClash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := time.Now(); now.Sub(s.clashAt) > time.Minute {
-		s.clashAt = now
+	now := time.Now()
+	if now.Sub(s.clashAt) > clashFor {
 		s.log.Warn("another node has our name; give each its own with sync.node", "node", s.cfg.Node, "addr", from)
 	}
+	s.clashAt, s.clashAddr = now, from
 }
 
 func (s *Session) onRecords(h *head, boot seal.Boot, c *cursor) {
@@ -133,7 +139,7 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.introduceLocked(node, boot, hb, name, now)
+	p := s.introduceLocked(node, boot, from, hb, name, now)
 	if p == nil {
 		return
 	}
@@ -145,6 +151,7 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	p.synced, p.connections, p.lowest = hb.flags&flagSynced != 0, hb.connections, hb.lowest
 	p.version, p.streams, p.rate = hb.version, hb.streams, hb.rate
 	s.chooseVersionLocked(now)
+	s.notePathLocked(p, hb, now)
 	p.noteGap(p.gaps.told(hb.highest), now)
 	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
 		p.pullWanted = true
@@ -165,7 +172,7 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 
 // introduceLocked returns the state of the peer that sent hb, new or in a new
 // life if need be, or nil if it is not to be heard.
-func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, hb *heartbeat, name []byte, now time.Time) *peerState {
+func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, from netip.AddrPort, hb *heartbeat, name []byte, now time.Time) *peerState {
 	p := s.peers[node]
 	switch {
 	case p == nil:
@@ -182,6 +189,9 @@ func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, hb *hea
 	case p.boot != boot:
 		if hb.incarnation <= p.incarnation && now.Sub(p.heardAt) < oldBootFor {
 			s.drops.count(DropOldBoot)
+			if from != p.addr { // and not a datagram that was under way
+				p.clashAt, p.clashAddr = now, from
+			}
 			return nil
 		}
 		p.restarts++

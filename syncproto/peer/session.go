@@ -41,7 +41,8 @@ const (
 	bulkChunk      = 2048 // records between two marks of a stream
 
 	// DefaultDatagram is what a datagram's UDP payload is at most, in bytes,
-	// so that none is fragmented at an MTU of 1,500.
+	// until all peers say that they get larger ones: none is fragmented at an
+	// MTU of 1,500.
 	DefaultDatagram = 1472
 
 	purposeDatagram = "syncd datagram"
@@ -55,11 +56,15 @@ const DefaultStartPeriod = 2 * time.Second
 // A Transport carries datagrams between nodes and connects their streams. Its
 // methods are safe for concurrent use and keep no slice they are given.
 type Transport interface {
+	// Broadcast sends to the group, or to each peer that is known.
 	Broadcast(datagrams [][]byte) error
+	// Group reports whether that is a group, whose datagrams may not reach
+	// peers that others reach.
+	Group() bool
 	SendTo(datagrams [][]byte, to netip.AddrPort) error
 	// Receive calls deliver with each datagram until ctx ends, then returns
-	// nil.
-	Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort)) error
+	// nil. group says that it was sent to the group.
+	Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort, group bool)) error
 	Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	// Listener accepts peers' streams on Port.
 	Listener() net.Listener
@@ -76,7 +81,7 @@ type Config struct {
 	Log       *slog.Logger
 
 	StartPeriod time.Duration // 0: DefaultStartPeriod
-	Datagram    int           // largest UDP payload in bytes; 0: DefaultDatagram
+	Datagram    int           // largest UDP payload that the own link takes, in bytes; 0: DefaultDatagram
 
 	// Deliver is called with each record of a peer, by several goroutines. r
 	// is its own until it returns; r's Seq and PEData may be kept.
@@ -100,6 +105,7 @@ type Session struct {
 	synced      atomic.Bool
 	version     atomic.Uint32 // that is spoken
 	streams     atomic.Int32  // that are served
+	size        atomic.Int64  // of datagrams of records, at most
 
 	kick   chan struct{} // wakes pace
 	joined chan struct{}
@@ -132,11 +138,14 @@ type Session struct {
 	resentAt  time.Time
 	digests   digests      // this node's own
 	ownSlices sliceHistory // what the newest of them are the sums of
-	clashAt   time.Time
+	clashAt   time.Time    // when another node spoke under our name
+	clashAddr netip.AddrPort
 
 	rateAt   time.Time // beat's own
 	rateSent uint64
 	lastRate uint32
+	probeAt  time.Time
+	probes   int
 
 	plain       []byte // receive's own
 	decoder     decoder
@@ -163,6 +172,7 @@ func NewSession(cfg Config) *Session {
 	}
 	s.deliverLive = s.deliverOne
 	s.version.Store(protocolVersion)
+	s.size.Store(int64(min(cfg.Datagram, DefaultDatagram)))
 	for i := range s.out {
 		s.out[i] = make([]byte, 0, cfg.Datagram)
 	}
@@ -235,7 +245,7 @@ func (s *Session) sendOne(version uint8, clock uint64) bool {
 	s.ringMu.Lock()
 	defer s.ringMu.Unlock()
 	head := recordsHead{version: version, sequence: s.ring.highest + 1, clock: clock}
-	message, n := s.batch.next(head.append(s.ring.slot(), s.self), s.cfg.Datagram-seal.Overhead)
+	message, n := s.batch.next(head.append(s.ring.slot(), s.self), int(s.size.Load())-seal.Overhead)
 	if n == 0 {
 		return false
 	}
@@ -254,13 +264,6 @@ func (s *Session) flushOut() {
 	if s.outN == 0 {
 		return
 	}
-	s.sentOr(s.cfg.Transport.Broadcast(s.out[:s.outN]))
+	s.broadcast(s.out[:s.outN], false)
 	s.outN = 0
-}
-
-func (s *Session) sentOr(err error) {
-	if err != nil {
-		s.drops.count(DropSend)
-		s.log.Debug("send to peers", "err", err)
-	}
 }

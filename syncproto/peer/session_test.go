@@ -33,13 +33,19 @@ const (
 
 func session(t testing.TB, kr *seal.Keyring, name string, tr Transport) (*Session, *[]conntable.Record) {
 	t.Helper()
+	return sessionOf(t, kr, name, tr, 0)
+}
+
+func sessionOf(t testing.TB, kr *seal.Keyring, name string, tr Transport, datagram int) (*Session, *[]conntable.Record) {
+	t.Helper()
 	var got []conntable.Record
 	return NewSession(Config{
 		Node: name, Keys: kr, Clock: conntable.NewClock(conntable.NodeIDOf(name)), Transport: tr, Log: slog.New(slog.DiscardHandler),
-		Deliver: func(r *conntable.Record) { got = append(got, *r) },
-		Ranked:  func() conntable.Cursor { return conntable.Cursor{} },
-		Walk:    func(*conntable.Cursor, *conntable.Slices, []conntable.Record) int { return 0 },
-		Len:     func() int { return 0 },
+		Datagram: datagram,
+		Deliver:  func(r *conntable.Record) { got = append(got, *r) },
+		Ranked:   func() conntable.Cursor { return conntable.Cursor{} },
+		Walk:     func(*conntable.Cursor, *conntable.Slices, []conntable.Record) int { return 0 },
+		Len:      func() int { return 0 },
 	}), &got
 }
 
@@ -118,7 +124,7 @@ func TestWhatIsDropped(t *testing.T) {
 			for i := range s.drops {
 				before[i] = s.drops[i].Load()
 			}
-			s.receive(c.d, from)
+			s.receive(c.d, from, true)
 			for i := range s.drops {
 				want := before[i]
 				if Drop(i) == c.want {
@@ -143,7 +149,7 @@ func TestPeersAreBounded(t *testing.T) {
 		sealer := seal.NewSealer(kr, purposeDatagram)
 		hb := heartbeat{incarnation: 1, clock: 1, lowest: 1, port: 1, name: "x" + string(rune('0'+i%10))}
 		d, _ := sealer.Seal(nil, hb.append(nil, conntable.NodeID(i+1)))
-		s.receive(d, from)
+		s.receive(d, from, true)
 	}
 	if len(s.peers) != maxPeers || s.drops[DropPeers].Load() != maxPeers {
 		t.Errorf("%d peers, %d dropped", len(s.peers), s.drops[DropPeers].Load())
@@ -160,7 +166,7 @@ func TestResendingIsBounded(t *testing.T) {
 		sealer := seal.NewSealer(kr, purposeDatagram)
 		ask := func() {
 			d, _ := sealer.Seal(nil, (&missing{boot: s.sealer.Boot(), ranges: []span{{1, 3000}}}).append(nil, 77))
-			s.receive(d, from)
+			s.receive(d, from, true)
 		}
 		ask()
 		ask()
@@ -232,7 +238,7 @@ func BenchmarkSendReceive(b *testing.B) {
 			recs[i].Version = s.cfg.Clock.Next()
 		}
 		s.Send(recs)
-		r.receive(s.out[0], from)
+		r.receive(s.out[0], from, true)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(recs)), "ns/record")
 }
@@ -240,5 +246,6 @@ func BenchmarkSendReceive(b *testing.B) {
 // nowhere is a Transport that loses everything.
 type nowhere struct{ Transport }
 
+func (nowhere) Group() bool                           { return true }
 func (nowhere) Broadcast([][]byte) error              { return nil }
 func (nowhere) SendTo([][]byte, netip.AddrPort) error { return nil }

@@ -12,26 +12,29 @@ import (
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
 )
 
-// DefaultGroup is where nodes meet unless told otherwise. The kernel's own
-// sync threads use 224.0.0.81:8848.
-var DefaultGroup = netip.MustParseAddrPort("239.192.0.81:8849")
+// DefaultGroup is where nodes meet unless told otherwise, DefaultGroup6 an
+// example for IPv6. The kernel's own sync threads use 224.0.0.81:8848.
+var (
+	DefaultGroup  = netip.MustParseAddrPort("239.192.0.81:8849")
+	DefaultGroup6 = netip.MustParseAddrPort("[ff12::81]:8849")
+)
 
 const (
 	// receiveBatch datagrams are read by one system call: one at a time lost
 	// 2.4 % at 130,000/s where batches of 16 lost none.
 	receiveBatch  = 32
 	receiveBuffer = 16 << 20 // bytes asked of the kernel, which doubles it
-	maxDatagram   = 9000     // as much as is read of one
 )
 
-// A UDP is the Transport of real networks: IPv4 multicast on one interface, or
-// unicast to a list of peers, and TCP on the same port.
+// A UDP is the Transport of real networks: multicast on one interface, IPv4 or
+// IPv6, or unicast to a list of peers, and TCP on the same port.
 //
 // It binds to the one address that peers know it by, never to all: what comes
 // from it has that source, other addresses of the machine (VIPs) do not answer
@@ -40,7 +43,7 @@ type UDP struct {
 	own   *net.UDPConn // sends everything, hears unicast
 	group *net.UDPConn // hears the group; nil with a list of peers
 	ln    net.Listener
-	pc    *ipv4.PacketConn // of own
+	pc    batchConn // of own
 	to    []*net.UDPAddr
 	addr  netip.AddrPort
 
@@ -48,11 +51,32 @@ type UDP struct {
 	ms []ipv4.Message // for sending
 }
 
+// A batchConn is an ipv4.PacketConn or an ipv6.PacketConn.
+type batchConn interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+func newBatchConn(c *net.UDPConn, v6 bool) batchConn {
+	if v6 {
+		return ipv6.NewPacketConn(c)
+	}
+	return ipv4.NewPacketConn(c)
+}
+
 // UDPConfig says where a UDP sends and listens.
 type UDPConfig struct {
-	Interface *net.Interface // of the group; with Peers it may be nil
-	Group     netip.AddrPort // its port is where all nodes listen
-	Peers     []netip.AddrPort
+	Interface *net.Interface   // of the group; with Peers it may be nil
+	Group     netip.AddrPort   // its port is where all nodes listen
+	Peers     []netip.AddrPort // of one address family
+}
+
+// IsIPv6 reports whether all is IPv6.
+func (cfg *UDPConfig) IsIPv6() bool {
+	if len(cfg.Peers) > 0 {
+		return cfg.Peers[0].Addr().Is6()
+	}
+	return cfg.Group.Addr().Is6()
 }
 
 // NewUDP opens the sockets. A port that is taken and an interface that cannot
@@ -74,8 +98,8 @@ func (u *UDP) open(cfg UDPConfig) error {
 	if u.own, err = listenUDP(u.addr, cfg.Interface); err != nil {
 		return err
 	}
-	u.pc = ipv4.NewPacketConn(u.own)
-	if u.ln, err = net.Listen("tcp4", u.addr.String()); err != nil {
+	u.pc = newBatchConn(u.own, cfg.IsIPv6())
+	if u.ln, err = net.Listen("tcp", u.addr.String()); err != nil {
 		return taken("TCP", u.addr, err)
 	}
 	for _, p := range cfg.Peers {
@@ -84,6 +108,7 @@ func (u *UDP) open(cfg UDPConfig) error {
 	if len(u.to) > 0 {
 		return nil
 	}
+	// No zone is needed: the sockets are bound to the interface.
 	u.to = []*net.UDPAddr{net.UDPAddrFromAddrPort(cfg.Group)}
 	if u.group, err = listenUDP(cfg.Group, cfg.Interface); err != nil {
 		return err
@@ -95,10 +120,11 @@ func (u *UDP) open(cfg UDPConfig) error {
 }
 
 // source returns the address that this node is known by: the interface's
-// first, or without one what the system uses towards the first peer.
+// first, of IPv6 the first that is not of the link alone, if there is one; or
+// without an interface what the system uses towards the first peer.
 func (cfg *UDPConfig) source() (netip.Addr, error) {
 	if cfg.Interface == nil {
-		c, err := net.Dial("udp4", cfg.Peers[0].String()) // sends nothing
+		c, err := net.Dial("udp", cfg.Peers[0].String()) // sends nothing
 		if err != nil {
 			return netip.Addr{}, config.Bad("sync.peers: no way to %v: %v; mend the routes, or name sync.interface", cfg.Peers[0], err)
 		}
@@ -109,19 +135,32 @@ func (cfg *UDPConfig) source() (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("addresses of %s: %w", cfg.Interface.Name, err)
 	}
+	var found netip.Addr
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil || p.Addr().Is6() != cfg.IsIPv6() {
+			continue
+		}
+		if !p.Addr().IsLinkLocalUnicast() || !cfg.IsIPv6() {
 			return p.Addr(), nil
 		}
+		found = p.Addr().WithZone(cfg.Interface.Name)
 	}
-	return netip.Addr{}, config.Bad("sync.interface = %q: has no IPv4 address; give it one", cfg.Interface.Name)
+	if !found.IsValid() {
+		return found, config.Bad("sync.interface = %q: has no %s address; give it one", cfg.Interface.Name, map[bool]string{false: "IPv4", true: "IPv6"}[cfg.IsIPv6()])
+	}
+	return found, nil
 }
 
 // listenUDP binds to exactly at; net.ListenPacket would take a group for all
 // addresses. What comes in on another interface than ifi, unless that is nil,
 // is not from a peer.
 func listenUDP(at netip.AddrPort, ifi *net.Interface) (*net.UDPConn, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	family := unix.AF_INET
+	if at.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("UDP socket: %w", err)
 	}
@@ -133,17 +172,19 @@ func listenUDP(at netip.AddrPort, ifi *net.Interface) (*net.UDPConn, error) {
 			return nil, fmt.Errorf("receive buffer: %w", err)
 		}
 	}
-	// Else the socket hears every group that anybody on this machine joined
-	// (ip(7), IP_MULTICAST_ALL).
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0); err != nil {
-		return nil, fmt.Errorf("IP_MULTICAST_ALL: %w", err)
+	if err := onlyOurs(fd, at.Addr().Is6()); err != nil {
+		return nil, err
 	}
 	if ifi != nil {
 		if err := unix.BindToDevice(fd, ifi.Name); err != nil {
 			return nil, fmt.Errorf("bind to interface %s: %w", ifi.Name, err)
 		}
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+	sa, err := sockaddr(at)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(fd, sa); err != nil {
 		return nil, taken("UDP", at, err)
 	}
 	c, err := net.FilePacketConn(f)
@@ -151,6 +192,48 @@ func listenUDP(at netip.AddrPort, ifi *net.Interface) (*net.UDPConn, error) {
 		return nil, fmt.Errorf("UDP socket: %w", err)
 	}
 	return c.(*net.UDPConn), nil
+}
+
+// onlyOurs sees to it that the socket hears the groups that it joined itself
+// only, else it hears every group that anybody on this machine joined (ip(7),
+// IP_MULTICAST_ALL), and that no datagram is fragmented.
+func onlyOurs(fd int, v6 bool) error {
+	type option struct {
+		name             string
+		level, opt, with int
+	}
+	options := []option{
+		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
+		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+	}
+	if v6 {
+		options = []option{
+			{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
+			{"IPV6_MULTICAST_ALL", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0},
+			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+		}
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.with); err != nil {
+			return fmt.Errorf("%s: %w", o.name, err)
+		}
+	}
+	return nil
+}
+
+func sockaddr(at netip.AddrPort) (unix.Sockaddr, error) {
+	if at.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
+	}
+	sa := &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	if zone := at.Addr().Zone(); zone != "" {
+		ifi, err := net.InterfaceByName(zone)
+		if err != nil {
+			return nil, fmt.Errorf("interface %s: %w", zone, err)
+		}
+		sa.ZoneId = uint32(ifi.Index)
+	}
+	return sa, nil
 }
 
 func taken(what string, at netip.AddrPort, err error) error {
@@ -161,12 +244,23 @@ func taken(what string, at netip.AddrPort, err error) error {
 }
 
 func (u *UDP) join(ifi *net.Interface) error {
+	if pc, ok := u.pc.(*ipv6.PacketConn); ok {
+		return errors.Join(
+			ipv6.NewPacketConn(u.group).JoinGroup(ifi, u.to[0]),
+			pc.SetMulticastInterface(ifi),
+			pc.SetMulticastHopLimit(1),
+			pc.SetMulticastLoopback(false))
+	}
+	pc := u.pc.(*ipv4.PacketConn)
 	return errors.Join(
 		ipv4.NewPacketConn(u.group).JoinGroup(ifi, u.to[0]),
-		u.pc.SetMulticastInterface(ifi),
-		u.pc.SetMulticastTTL(1),
-		u.pc.SetMulticastLoopback(false))
+		pc.SetMulticastInterface(ifi),
+		pc.SetMulticastTTL(1),
+		pc.SetMulticastLoopback(false))
 }
+
+// Group implements Transport.
+func (u *UDP) Group() bool { return u.group != nil }
 
 // Close gives the sockets back. The Session closes the Listener when it ends.
 func (u *UDP) Close() error {
@@ -193,7 +287,7 @@ func (u *UDP) Listener() net.Listener { return u.ln }
 // Dial connects to a peer.
 func (u *UDP) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(u.addr.Addr(), 0))}
-	return d.DialContext(ctx, "tcp4", to.String())
+	return d.DialContext(ctx, "tcp", to.String())
 }
 
 // Broadcast sends to the group, or to each peer.
@@ -214,7 +308,7 @@ func (u *UDP) SendTo(datagrams [][]byte, to netip.AddrPort) error {
 	return u.sendLocked(datagrams, net.UDPAddrFromAddrPort(to))
 }
 
-func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) error {
+func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) (tooLarge error) {
 	for len(datagrams) > 0 {
 		n := min(len(datagrams), len(u.ms))
 		for i, d := range datagrams[:n] {
@@ -224,33 +318,44 @@ func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) error {
 			u.ms[i].Buffers[0], u.ms[i].Addr = d, to
 		}
 		sent, err := u.pc.WriteBatch(u.ms[:n], 0)
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EMSGSIZE): // the first of them is too large; the others may not be
+			tooLarge = fmt.Errorf("send %d bytes to %v: %w", len(datagrams[0]), to, err)
+			sent = 1
+		case err != nil:
 			return fmt.Errorf("send to %v: %w", to, err)
 		}
 		datagrams = datagrams[sent:]
 	}
-	return nil
+	return tooLarge
 }
 
 // Receive delivers datagrams, one at a time, until ctx ends.
-func (u *UDP) Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort)) error {
+func (u *UDP) Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort, group bool)) error {
 	var one sync.Mutex
+	_, v6 := u.pc.(*ipv6.PacketConn)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, c := range []*net.UDPConn{u.own, u.group} {
-		if c != nil {
-			g.Go(func() error { return receive(ctx, c, &one, deliver) })
+		if c == nil {
+			continue
 		}
+		g.Go(func() error {
+			return receive(ctx, c, newBatchConn(c, v6), func(d []byte, from netip.AddrPort) {
+				one.Lock()
+				defer one.Unlock()
+				deliver(d, from, c == u.group)
+			})
+		})
 	}
 	return g.Wait()
 }
 
-func receive(ctx context.Context, c *net.UDPConn, one *sync.Mutex, deliver func([]byte, netip.AddrPort)) error {
+func receive(ctx context.Context, c *net.UDPConn, pc batchConn, deliver func([]byte, netip.AddrPort)) error {
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	pc := ipv4.NewPacketConn(c)
 	ms := make([]ipv4.Message, receiveBatch)
 	for i := range ms {
-		ms[i].Buffers = [][]byte{make([]byte, maxDatagram)}
+		ms[i].Buffers = [][]byte{make([]byte, MaxDatagram)}
 	}
 	for {
 		n, err := pc.ReadBatch(ms, 0)
@@ -260,13 +365,11 @@ func receive(ctx context.Context, c *net.UDPConn, one *sync.Mutex, deliver func(
 		if err != nil {
 			return fmt.Errorf("receive from peers: %w", err)
 		}
-		one.Lock()
 		for i := range ms[:n] {
 			if from, ok := ms[i].Addr.(*net.UDPAddr); ok {
 				ap := from.AddrPort()
 				deliver(ms[i].Buffers[0][:ms[i].N], netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 			}
 		}
-		one.Unlock()
 	}
 }

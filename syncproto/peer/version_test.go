@@ -34,7 +34,7 @@ func TestOtherVersions(t *testing.T) {
 				kr := keys(t, keyA)
 				s, got := session(t, kr, "d1", silent{peertest.New(1).Node(1)})
 				sealer := seal.NewSealer(kr, purposeDatagram)
-				hear := func(b []byte) { d, _ := sealer.Seal(nil, b); s.receive(d, from) }
+				hear := func(b []byte) { d, _ := sealer.Seal(nil, b); s.receive(d, from, true) }
 				hear(c.heartbeat(&heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d2", version: protocolVersion}))
 				for version := uint8(oldestVersion); version <= protocolVersion+1; version++ {
 					r := now(s)
@@ -68,7 +68,7 @@ func TestAnOldNodeAppears(t *testing.T) {
 		sealer := seal.NewSealer(kr, purposeDatagram)
 		old := (&heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d2"}).append(nil, conntable.NodeIDOf("d2"))
 		d, _ := sealer.Seal(nil, old[:len(old)-16])
-		s.receive(d, from)
+		s.receive(d, from, true)
 		if s.ring.lowest() != 2 {
 			t.Errorf("what it cannot read can still be asked for, from %d on", s.ring.lowest())
 		}

@@ -31,13 +31,16 @@ type Network struct {
 	cut   map[[2]netip.Addr]bool
 	lost  int
 
+	pruned map[netip.Addr]bool
+	mtu    int // of UDP payloads, 0: none
+
 	streamDelay time.Duration
 	streamBreak int
 }
 
 // New returns a Network without loss whose randomness comes from seed.
 func New(seed uint64) *Network {
-	return &Network{rng: rand.New(rand.NewPCG(seed, seed)), nodes: map[netip.Addr]*Node{}, cut: map[[2]netip.Addr]bool{}, delay: 100 * time.Microsecond}
+	return &Network{rng: rand.New(rand.NewPCG(seed, seed)), nodes: map[netip.Addr]*Node{}, cut: map[[2]netip.Addr]bool{}, pruned: map[netip.Addr]bool{}, delay: 100 * time.Microsecond}
 }
 
 // SetLoss makes the network lose that part of all datagrams, 0 to 1.
@@ -58,6 +61,17 @@ func (n *Network) SetStreamDelay(d time.Duration) { n.mu.Lock(); n.streamDelay =
 // BreakStream breaks the next stream after so many bytes to who dialled.
 func (n *Network) BreakStream(after int) { n.mu.Lock(); n.streamBreak = after; n.mu.Unlock() }
 
+// SetPruned makes the group's datagrams reach a node no more, as a switch does
+// that snoops IGMP without a querier, or again.
+func (n *Network) SetPruned(a *Node, pruned bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pruned[a.addr] = pruned
+}
+
+// SetMTU makes the network lose larger datagrams, in bytes of UDP payload.
+func (n *Network) SetMTU(bytes int) { n.mu.Lock(); n.mtu = bytes; n.mu.Unlock() }
+
 // Lost is how many datagrams were lost so far.
 func (n *Network) Lost() int { n.mu.Lock(); defer n.mu.Unlock(); return n.lost }
 
@@ -73,9 +87,17 @@ func (n *Network) Node(i int) *Node {
 	return nd
 }
 
+// Get returns the node number i.
+func (n *Network) Get(i int) *Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.nodes[netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})]
+}
+
 type packet struct {
-	b    []byte
-	from netip.AddrPort
+	b     []byte
+	from  netip.AddrPort
+	group bool
 }
 
 // A Node is one node's peer.Transport.
@@ -88,7 +110,7 @@ type Node struct {
 	once   sync.Once
 }
 
-func (nd *Node) send(datagrams [][]byte, pick func(netip.Addr) bool) {
+func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool) {
 	n := nd.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -97,11 +119,11 @@ func (nd *Node) send(datagrams [][]byte, pick func(netip.Addr) bool) {
 			if to == nd || !pick(addr) {
 				continue
 			}
-			if n.cut[[2]netip.Addr{nd.addr, addr}] || n.rng.Float64() < n.loss {
+			if n.cut[[2]netip.Addr{nd.addr, addr}] || n.rng.Float64() < n.loss || group && n.pruned[addr] || n.mtu > 0 && len(d) > n.mtu {
 				n.lost++
 				continue
 			}
-			p := packet{slices.Clone(d), netip.AddrPortFrom(nd.addr, Port)}
+			p := packet{slices.Clone(d), netip.AddrPortFrom(nd.addr, Port), group}
 			time.AfterFunc(n.delay, func() {
 				select {
 				case to.in <- p:
@@ -114,24 +136,27 @@ func (nd *Node) send(datagrams [][]byte, pick func(netip.Addr) bool) {
 
 // Broadcast sends to all other nodes.
 func (nd *Node) Broadcast(datagrams [][]byte) error {
-	nd.send(datagrams, func(netip.Addr) bool { return true })
+	nd.send(datagrams, true, func(netip.Addr) bool { return true })
 	return nil
 }
 
+// Group implements peer.Transport.
+func (nd *Node) Group() bool { return true }
+
 // SendTo sends to one node.
 func (nd *Node) SendTo(datagrams [][]byte, to netip.AddrPort) error {
-	nd.send(datagrams, func(a netip.Addr) bool { return a == to.Addr() })
+	nd.send(datagrams, false, func(a netip.Addr) bool { return a == to.Addr() })
 	return nil
 }
 
 // Receive delivers what is sent to this node.
-func (nd *Node) Receive(ctx context.Context, deliver func([]byte, netip.AddrPort)) error {
+func (nd *Node) Receive(ctx context.Context, deliver func([]byte, netip.AddrPort, bool)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case p := <-nd.in:
-			deliver(p.b, p.from)
+			deliver(p.b, p.from, p.group)
 		}
 	}
 }

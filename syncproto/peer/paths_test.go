@@ -1,0 +1,157 @@
+package peer
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"saru/conntable"
+	"saru/internal/seal"
+	"saru/syncproto/peer/peertest"
+)
+
+// tellEvery makes s tell a record every 20 ms for so long.
+func tellEvery(s *Session, d time.Duration) {
+	for range d / (20 * time.Millisecond) {
+		s.Send([]conntable.Record{now(s)})
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A node to which a switch passes the group's datagrams no more is sent to
+// alone within two seconds, nothing is lost, and both say so. When they come
+// again that ends.
+func TestPrunedFromTheGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, a, b, got := pair(t)
+		network.SetPruned(network.Get(2), true)
+		tellEvery(a, 4*time.Second)
+		before := len(*got)
+		tellEvery(a, time.Second)
+		if n := len(*got) - before; n < 48 {
+			t.Errorf("%d of 50 records came while pruned", n)
+		}
+		if p := a.Peers()[0]; p.Path != "alone" || p.State == "silent" {
+			t.Errorf("a of b: %+v", p)
+		}
+		for _, s := range []*Session{a, b} {
+			if w := strings.Join(s.Warnings(), "\n"); !strings.Contains(w, "multicast") {
+				t.Errorf("%s warns of %q", s.cfg.Node, w)
+			}
+		}
+		network.SetPruned(network.Get(2), false)
+		tellEvery(a, 2*time.Second)
+		if p, w := a.Peers()[0], append(a.Warnings(), b.Warnings()...); p.Path != "group" || len(w) > 0 {
+			t.Errorf("a of b when it is over: %+v, %v", p, w)
+		}
+		if p := b.Peers()[0]; p.Missing > 0 || len(*got) != 350 {
+			t.Errorf("%d of 350 records came, %+v", len(*got), p)
+		}
+	})
+}
+
+// Datagrams are as large as the own link and the path take, and no larger.
+func TestDatagramsFitThePath(t *testing.T) {
+	const jumbo = 8972
+	for _, c := range []struct {
+		name              string
+		own, theirs, path int // largest payloads
+		want              int
+	}{
+		{"jumbo all the way", jumbo, jumbo, jumbo, jumbo},
+		{"the peer's link takes 1,500", jumbo, DefaultDatagram, jumbo, jumbo}, // what it gets counts, not what it sends
+		{"the switch takes 1,500", jumbo, jumbo, DefaultDatagram, DefaultDatagram},
+		{"a tunnel on the way", DefaultDatagram, DefaultDatagram, 1350, minIPv6Datagram},
+		{"our own link is small", 1200, DefaultDatagram, jumbo, 1200},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network, a, b, got := pairOf(t, c.own, c.theirs)
+				network.SetMTU(c.path)
+				time.Sleep(2*sizeFor + time.Second)
+				if got := int(a.size.Load()); got != c.want {
+					t.Fatalf("datagrams of %d bytes, want %d", got, c.want)
+				}
+				recs := make([]conntable.Record, 3000)
+				for i := range recs {
+					recs[i] = now(a)
+					recs[i].Version.Clock += uint64(i) * 1000 // some bytes each
+				}
+				before := len(*got)
+				a.Send(recs)
+				time.Sleep(time.Second)
+				if p := b.Peers()[0]; len(*got)-before != len(recs) || p.Missing > 0 {
+					t.Errorf("%d of %d records came, %d datagrams missing", len(*got)-before, len(recs), p.Missing)
+				}
+				datagrams, _ := a.Sent()
+				if most := len(recs) * 10 / c.want; int(datagrams) > 2*most+2 {
+					t.Errorf("%d datagrams for some %d bytes", datagrams, len(recs)*10)
+				}
+			})
+		})
+	}
+}
+
+// A path that becomes smaller is noticed, and what was lost meanwhile mended.
+func TestPathShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, a, b, got := pairOf(t, 8972, 8972)
+		time.Sleep(2 * sizeFor)
+		network.SetMTU(DefaultDatagram)
+		tellEvery(a, 3*sizeFor)
+		if n := int(a.size.Load()); n != DefaultDatagram {
+			t.Errorf("datagrams of %d bytes, want %d", n, DefaultDatagram)
+		}
+		if p := b.Peers()[0]; p.Missing > 0 || len(*got) != 1500 {
+			t.Errorf("%d of 1500 records came, %+v", len(*got), p)
+		}
+	})
+}
+
+// Two nodes of one name: each says so, and so do the others.
+func TestTwoOfOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kr := keys(t, keyA)
+		network := peertest.New(1)
+		var all []*Session
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 3)
+		for i, name := range []string{"d1", "d2", "d2"} {
+			s, _ := session(t, kr, name, network.Node(i+1))
+			all = append(all, s)
+			go func() { ended <- s.Run(ctx) }()
+			time.Sleep(time.Second)
+		}
+		time.Sleep(3 * time.Second)
+		for i, want := range []string{`two nodes are called "d2", at 10.0.0.`, `another node, at 10.0.0.3:8849, has our name "d2"`, `another node, at 10.0.0.2:8849, has our name "d2"`} {
+			if w := strings.Join(all[i].Warnings(), "\n"); !strings.Contains(w, want) {
+				t.Errorf("node %d warns of %q, want %q", i+1, w, want)
+			}
+		}
+		cancel()
+		for range all {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A warning ends when its cause does.
+func TestNameClashPasses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kr := keys(t, keyA)
+		s, _ := session(t, kr, "d1", silent{peertest.New(1).Node(1)})
+		d, _ := seal.NewSealer(kr, purposeDatagram).Seal(nil, (&heartbeat{incarnation: 1, lowest: 1, port: 1, name: "d1"}).append(nil, s.self))
+		s.receive(d, from, true)
+		if len(s.Warnings()) != 1 {
+			t.Errorf("warnings %v", s.Warnings())
+		}
+		time.Sleep(clashFor + time.Second)
+		if len(s.Warnings()) != 0 {
+			t.Errorf("warnings %v after it was over", s.Warnings())
+		}
+	})
+}
