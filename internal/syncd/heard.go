@@ -52,11 +52,13 @@ func (e *Engine) Heard(k *usersync.Record) {
 		return // of a tap that is being closed
 	}
 	e.captured.Add(1)
-	if k.Kind == usersync.KindExpired {
+	switch {
+	case !e.wants(&k.Connection):
+	case k.Kind == usersync.KindExpired:
 		e.gone(k)
-		return
+	default:
+		e.heardAt(k, e.versionAt(k.Stamp))
 	}
-	e.heardAt(k, e.versionAt(k.Stamp))
 }
 
 // heardAt merges the state that k tells as news of version v.
@@ -67,9 +69,20 @@ func (e *Engine) heardAt(k *usersync.Record, v conntable.Version) {
 		r.Seq = &conntable.SeqPair{In: k.Seq.In, Out: k.Seq.Out}
 	}
 	r.PEData = slices.Clone(k.PEData)
+	if k.Kind == usersync.KindUpdate && e.suppress(&r) {
+		if e.trace.on() {
+			seen := r // so that r stays off the heap
+			e.trace.passed(PathCaptured, "refresh", &seen)
+		}
+		return
+	}
 	// Two tellings within a microsecond: the one that came last counts.
 	for range 4 {
 		res := e.table.Apply(&r, e.newsFor())
+		if e.trace.on() {
+			seen, what := r, res
+			e.trace.merged(PathCaptured, &seen, &what)
+		}
 		e.queued(res)
 		if res.Outcome != conntable.Same {
 			return

@@ -37,7 +37,7 @@ func (e *Engine) reconcile(k dumper, mark bool) (Reconciled, error) {
 	// Of two keys with one hash the second may be missed, once in 2^64.
 	seen := map[uint64]struct{}{}
 	err := k.Dump(usersync.Filter{}, func(r *usersync.Record) error {
-		if ipvs.IsBeat(&r.Connection) {
+		if ipvs.IsBeat(&r.Connection) || !e.wants(&r.Connection) {
 			return nil
 		}
 		seen[maphash.Comparable(seed, r.Key)] = struct{}{}
