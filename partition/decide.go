@@ -55,15 +55,19 @@ type Decision struct {
 	Quoted   bool // decided by what an ICMP error quotes
 }
 
-// Decide judges a packet that was sent to the shared MAC. It is the one
+// Decide judges a packet that was sent to the shared MAC, or, under LVS-NAT, to
+// the one that the real servers send to. It is the one
 // description of what the filters must do with it: they are tested against
 // it, packet by packet. It does not allocate.
 func (d *Divider) Decide(p *Packet) Decision {
+	outside := d.IsVIP(p.Dst)
 	switch {
-	case !d.IsVIP(p.Dst):
+	case !outside && !d.isInside(p.Src):
 		return Decision{Class: NotOurs, Bucket: -1, Division: ByAddress}
 	case p.Fragment:
 		return Decision{Class: Later, Bucket: -1, Division: ByAddress}
+	case !outside:
+		return d.fromInside(p)
 	}
 	switch p.Proto {
 	case TCP, SCTP:

@@ -29,6 +29,7 @@ type Plan struct {
 	Seed     uint32         // of the hash
 	Default  Division       // of every service that Services does not name
 	Services []Service
+	Inside   *Inside // LVS-NAT only
 }
 
 // A Division is one way to divide flows.
@@ -157,6 +158,8 @@ type Divider struct {
 	Exact    map[Endpoint]int
 	AnyPort  map[Endpoint]int
 	Networks []Network
+
+	Replies map[ReplyPort]int // which division what real servers send has
 }
 
 // A Network is a service on many virtual addresses.
@@ -186,6 +189,12 @@ func NewDivider(p Plan) (*Divider, error) {
 	})
 	for _, s := range d.Services {
 		d.place(s, d.index(s.Division))
+	}
+	if p.Inside != nil {
+		d.Replies = make(map[ReplyPort]int)
+		for _, r := range p.Inside.Replies {
+			d.Replies[ReplyPort{r.Proto, r.Port}] = d.index(r.Division)
+		}
 	}
 	return d, nil
 }
@@ -224,7 +233,7 @@ func (p *Plan) check() error {
 		}
 		named[key] = s.Division
 	}
-	return nil
+	return p.checkInside()
 }
 
 // index returns the number of a division, which it may be the first to use.
@@ -305,6 +314,7 @@ func (d *Divider) Shape() string {
 	for _, n := range slices.SortedFunc(slices.Values(d.Networks), compareNetworks) {
 		fmt.Fprintf(&b, "; %v %v", n.Service, n.Division)
 	}
+	b.WriteString(d.Inside.shape())
 	return b.String()
 }
 

@@ -28,7 +28,10 @@ const inetIngress nftables.ChainHook = 5
 // build makes the chains. With defragment, the kernel is told to reassemble
 // IPv6 before the input hook.
 func (t *table) build(cfg *Config, s secrets, defragment bool) {
-	t.admits = gate(cfg, s)
+	t.admits = []chain{gate("gate", cfg.Interface, s)}
+	if cfg.Inside != nil && cfg.Inside.Interface != cfg.Interface {
+		t.admits = append(t.admits, gate("gate_inside", cfg.Inside.Interface, s))
+	}
 	if cfg.Queues != nil {
 		t.queued(cfg, s, canQueue())
 		if defragment {
@@ -54,7 +57,7 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 	hook := inetIngress
 	base := chain{name: "ingress", hook: &hook, priority: ingressPriority, device: cfg.Interface}
 	chains := append(t.otherMACs(cfg, s), chain{name: "admit", rules: []phrase{
-		rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
+		rule(cfg.foreignMAC(), accept()),
 		t.unleased(),
 		rule(count(cntAccepted), setPriority(s.pass), accept()),
 	}})
@@ -66,6 +69,9 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 			jump("judge_"+f.name), // as judged does, with a chain less: most packets come this way
 			goTo(moving),
 		)})
+	}
+	if cfg.Inside != nil {
+		chains = append(chains, t.inside(cfg, s, &base)...)
 	}
 	return append(chains, base)
 }
@@ -89,7 +95,7 @@ func (t *table) otherMACs(cfg *Config, s secrets) []chain {
 		// and what is refused need not be asked. A frame to somebody else's
 		// stays as it came.
 		{name: "fragment", rules: []phrase{
-			rule(toMAC(cfg.MAC, expr.CmpOpNeq), accept()),
+			rule(cfg.foreignMAC(), accept()),
 			t.unleased(),
 			rule(faster(cfg.fragments()), count(cntFlood), drop()),
 			rule(count(cntFragments), setPriority(s.piece), accept()),
@@ -117,11 +123,11 @@ func (t *table) unleased() phrase {
 	return rule(phrase{immediate(keyReg, host32(leaseKey)...), notIn(t.lease, keyReg)}, count(cntLapsed), drop())
 }
 
-// gate returns the one chain of the netdev half: what carries a pass becomes
+// gate returns the one chain of the netdev half for an interface: what carries a pass becomes
 // this host's. A fragment's is taken from it, so that the datagram, which may
 // keep it, has none at input.
-func gate(cfg *Config, s secrets) chain {
-	return chain{name: "gate", hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: cfg.Interface, rules: []phrase{
+func gate(name, device string, s secrets) chain {
+	return chain{name: name, hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: device, rules: []phrase{
 		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), asHost()),
 		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), setPriority([4]byte{}), asHost()),
 	}}
@@ -138,7 +144,9 @@ func (t *table) input(cfg *Config, s secrets) []chain {
 	}}
 	var chains []chain
 	for _, f := range t.families {
-		base.rules = append(base.rules, f.toVIP(rule(toMAC(cfg.MAC, expr.CmpOpEq), goTo("input_"+f.name)))...)
+		for _, mac := range cfg.sharedMACs() {
+			base.rules = append(base.rules, f.toVIP(rule(toMAC(mac, expr.CmpOpEq), goTo("input_"+f.name)))...)
+		}
 		base.rules = append(base.rules, f.toVIP(rule(toAll(), count(cntBroadcast), drop()))...)
 		chains = append(chains, chain{name: "input_" + f.name, rules: []phrase{
 			rule(f.fragment, count(cntPieces), drop()),

@@ -7,6 +7,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/google/nftables/expr"
+
 	"saru/partition"
 )
 
@@ -27,6 +29,10 @@ type Config struct {
 	// Queues, if set, judge instead of rules. Apply and Settle have no effect
 	// on what they do.
 	Queues *Queues
+
+	// Inside is the real servers' side, under LVS-NAT; the plan's Inside says
+	// how it is divided. Nil: what real servers send does not pass here.
+	Inside *Inside
 
 	// Backstop silences packets in the middle of a connection that IPVS does
 	// not know, for the buckets given to Settle. Without IPVS (target "local")
@@ -49,6 +55,23 @@ func (c *Config) armedFor() time.Duration { return (c.Lease / 3).Truncate(time.M
 // leaseFor returns l, how long a confirmed lease lives: a + l = Lease.
 func (c *Config) leaseFor() time.Duration {
 	return c.Lease.Truncate(time.Millisecond) - c.armedFor()
+}
+
+// foreignMAC matches frames to none of the shared MACs.
+func (c *Config) foreignMAC() phrase {
+	p := toMAC(c.MAC, expr.CmpOpNeq)
+	if c.Inside != nil {
+		p = rule(p, toMAC(c.Inside.MAC, expr.CmpOpNeq))
+	}
+	return p
+}
+
+// sharedMACs are what frames for us are sent to.
+func (c *Config) sharedMACs() []net.HardwareAddr {
+	if c.Inside == nil {
+		return []net.HardwareAddr{c.MAC}
+	}
+	return []net.HardwareAddr{c.MAC, c.Inside.MAC}
 }
 
 // check returns the plan made ready, or what is wrong with the configuration.
@@ -78,6 +101,9 @@ func (c *Config) check() (*partition.Divider, error) {
 	}
 	if bytes.Equal(ifi.HardwareAddr, c.MAC) {
 		return nil, fmt.Errorf("nft: shared MAC %v is the own one of %s: it must belong to no interface", c.MAC, c.Interface)
+	}
+	if err := c.Inside.check(c, d); err != nil {
+		return nil, err
 	}
 	return d, nil
 }

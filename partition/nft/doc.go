@@ -98,6 +98,7 @@
 // # Where things are
 //
 //	admit.go    the hooks: ingress, gate, input, and what asks for the lease
+//	inside.go   LVS-NAT: what real servers send, from ingress to the forward hook
 //	judge.go    what decides a packet: services, ICMP, classes, buckets that move
 //	family.go   where the fields are, IPv4 and IPv6, and how a bucket is computed
 //	lease.go    the chain of the renewal; renewal.go sends its datagrams

@@ -53,19 +53,25 @@ func (t *table) fate(m *nftables.Set) phrase {
 
 // flows returns the chains that judge the packets of one division.
 func (t *table) flows(f *served, k int, d partition.Division) []chain {
-	bucket := t.bucketOf(f.family, &f.packet, d)
+	return t.flowChains(f, fmt.Sprint(k), t.bucketOf(f.family, &f.packet, d), bothPorts(d))
+}
+
+// flowChains returns the chains that judge the packets whose bucket a phrase
+// computes, one per protocol; whole matches what does not end before the ports,
+// if the phrase does not read them anyway.
+func (t *table) flowChains(f *served, which string, bucket, whole phrase) []chain {
 	malformed := rule(count(cntMalformed), drop())
 	return []chain{
-		{name: flowChain("tcp", k, f.family), rules: []phrase{
+		{name: fmt.Sprintf("tcp_%s_%s", which, f.name), rules: []phrase{
 			rule(tcpOpens(false), bucket, t.fate(t.rest)),
 			rule(tcpOpens(true), bucket, t.fate(t.open)),
 			malformed,
 		}},
-		{name: flowChain("udp", k, f.family), rules: []phrase{
-			rule(bothPorts(d), bucket, t.fate(t.open)),
+		{name: fmt.Sprintf("udp_%s_%s", which, f.name), rules: []phrase{
+			rule(whole, bucket, t.fate(t.open)),
 			malformed,
 		}},
-		{name: flowChain("sctp", k, f.family), rules: []phrase{
+		{name: fmt.Sprintf("sctp_%s_%s", which, f.name), rules: []phrase{
 			rule(sctpOpens(false), bucket, t.fate(t.rest)),
 			rule(sctpOpens(true), bucket, t.fate(t.open)),
 			malformed,

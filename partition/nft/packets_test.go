@@ -240,9 +240,11 @@ func (h *host) wire(device string) *wire {
 }
 
 // send sends an IP packet to the shared MAC.
-func (w *wire) send(is4 bool, packet []byte) {
+func (w *wire) send(is4 bool, packet []byte) { w.sendTo(sharedMAC, is4, packet) }
+
+func (w *wire) sendTo(mac net.HardwareAddr, is4 bool, packet []byte) {
 	w.t.Helper()
-	frame := append(append([]byte{}, sharedMAC...), w.own...)
+	frame := append(append([]byte{}, mac...), w.own...)
 	ether := uint16(unix.ETH_P_IPV6)
 	if is4 {
 		ether = unix.ETH_P_IP
@@ -271,7 +273,9 @@ func (d *director) route(vips []netip.Prefix, client string) {
 
 // witness makes a table that counts the frames to the shared MAC as they come,
 // and behind all chains of the filter notes every packet by its number.
-func (d *director) witness() {
+func (d *director) witness() { d.witnessAt(nftables.ChainHookInput, 120, "eth0", sharedMAC) }
+
+func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriority, device string, mac net.HardwareAddr) {
 	d.t.Helper()
 	d.do(func() error {
 		c, err := nftables.New(nftables.AsLasting())
@@ -285,18 +289,17 @@ func (d *director) witness() {
 		first := nftables.ChainPriority(-100)
 		ingress := c.AddChain(&nftables.Chain{
 			Name: "ingress", Table: early, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookIngress, Priority: &first, Device: "eth0",
+			Hooknum: nftables.ChainHookIngress, Priority: &first, Device: device,
 		})
 		d.arrivals = &nftables.NamedObj{Table: early, Name: "frames", Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 		c.AddObj(d.arrivals)
 		c.AddRule(&nftables.Rule{Table: early, Chain: ingress, Exprs: []expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: sharedMAC},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mac},
 			&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: "frames"},
 		}})
-		last := nftables.ChainPriority(120)
 		input := c.AddChain(&nftables.Chain{
-			Name: "input", Table: d.noted, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: &last,
+			Name: "input", Table: d.noted, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &last,
 		})
 		for _, is4 := range []bool{true, false} {
 			set := d.numbers(is4)
@@ -311,7 +314,7 @@ func (d *director) witness() {
 			c.AddRule(&nftables.Rule{Table: d.noted, Chain: input, Exprs: []expr.Any{
 				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: sharedMAC},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mac},
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
 				&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE},
 			}})
@@ -331,19 +334,26 @@ func (d *director) numbers(is4 bool) *nftables.Set {
 func (d *director) await(frames int) {
 	d.t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; {
-		obj, err := d.conn.GetObject(d.arrivals)
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		if obj.(*nftables.NamedObj).Obj.(*expr.Counter).Packets >= uint64(frames) {
+		came := d.came()
+		if came >= frames {
 			d.awaitVerdicts()
 			return
 		}
 		if time.Now().After(end) {
-			d.t.Fatalf("%s: %d of %d frames came", d.name, obj.(*nftables.NamedObj).Obj.(*expr.Counter).Packets, frames)
+			d.t.Fatalf("%s: %d of %d frames came", d.name, came, frames)
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
+}
+
+// came returns how many frames to the shared MAC came.
+func (d *director) came() int {
+	d.t.Helper()
+	obj, err := d.conn.GetObject(d.arrivals)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return int(obj.(*nftables.NamedObj).Obj.(*expr.Counter).Packets)
 }
 
 // taken returns how often each packet passed input, by its number.

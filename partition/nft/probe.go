@@ -97,7 +97,7 @@ func (ft *feature) probe() error {
 	ch.declare(c, t.Table)
 	ch.fill(c, t.Table)
 	c.AddTable(t.gate)
-	g := gate(&Config{Interface: "lo", MAC: make([]byte, 6)}, secrets{})
+	g := gate("gate", "lo", secrets{})
 	g.declare(c, t.gate)
 	g.fill(c, t.gate)
 	// The poison: the table exists by now. All messages of a transaction are

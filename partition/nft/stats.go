@@ -27,6 +27,7 @@ type Stats struct {
 	Superseding uint64 // of Foreign: these open a flow of a bucket that moves
 	Superseded  uint64 // dropped: rest of such a flow
 	Silenced    uint64 // dropped by the backstop
+	Leaks       uint64 // dropped: from a real server, and nobody had translated it
 	Armed       uint64 // heartbeats armed
 	Confirmed   uint64 // leases renewed
 
@@ -109,7 +110,7 @@ func (f *Filter) Stats() (Stats, error) {
 	}
 	for i, to := range [...]*uint64{
 		&s.Accepted, &s.Fragments, &s.Flood, &s.Pieces, &s.Malformed, &s.Broadcast, &s.Lapsed, &s.Own, &s.Neighbour,
-		&s.Superseding, &s.Superseded, &s.Silenced, &s.Armed, &s.Confirmed,
+		&s.Superseding, &s.Superseded, &s.Silenced, &s.Armed, &s.Confirmed, &s.Leaks,
 	} {
 		*to = f.earlier[i] + f.last[i]
 	}

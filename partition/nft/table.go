@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
@@ -45,13 +46,14 @@ const (
 	cntSuperseding = "superseding" // dropped: opens a flow of a bucket that moves
 	cntSuperseded  = "superseded"  // dropped: rest of such a flow
 	cntSilenced    = "silenced"    // dropped by the backstop
+	cntLeaks       = "leaks"       // dropped: a real server's, which nobody translated
 	cntArmed       = "armed"
 	cntConfirmed   = "confirmed"
 )
 
 var counterNames = [...]string{
 	cntAccepted, cntFragments, cntFlood, cntPieces, cntMalformed, cntBroadcast, cntLapsed, cntOwn, cntNeighbour,
-	cntSuperseding, cntSuperseded, cntSilenced, cntArmed, cntConfirmed,
+	cntSuperseding, cntSuperseded, cntSilenced, cntArmed, cntConfirmed, cntLeaks,
 }
 
 // A table is the description of ours.
@@ -66,7 +68,7 @@ type table struct {
 	blocks16, blocks32              *nftables.Set // first value of a block -> bucket
 
 	chains []chain  // of family inet
-	admits chain    // of family netdev
+	admits []chain  // of family netdev
 	maps   []filled // what never changes, with its elements
 }
 
@@ -76,6 +78,7 @@ type served struct {
 	few        []netip.Addr  // virtual addresses
 	vips       *nftables.Set // if they are not few
 	superseded *nftables.Set
+	inside     *nftables.Set // networks of real servers, if it has any
 }
 
 // few is up to how many virtual addresses comparing each beats a set.
@@ -182,6 +185,7 @@ func (t *table) serve(f *family) {
 	s.superseded = t.dynamic("superseded_"+f.name, nftables.MustConcatSetType(
 		f.address, f.address, nftables.TypeInetService, nftables.TypeInetService, nftables.TypeInetProto), maxSuperseded)
 	s.superseded.Concatenation = true
+	t.insideOf(&s)
 	t.families = append(t.families, s)
 }
 
@@ -263,8 +267,10 @@ func (t *table) declare(c *nftables.Conn) error {
 	for i := range t.chains {
 		t.chains[i].fill(c, t.Table)
 	}
-	t.admits.declare(c, t.gate)
-	t.admits.fill(c, t.gate)
+	for i := range t.admits {
+		t.admits[i].declare(c, t.gate)
+		t.admits[i].fill(c, t.gate)
+	}
 	return nil
 }
 
@@ -287,6 +293,7 @@ func newSecrets() (s secrets) {
 // A chain is its rules, and a place in the packet's way if hook is set.
 type chain struct {
 	name     string
+	kind     nftables.ChainType // default: filter
 	hook     *nftables.ChainHook
 	priority nftables.ChainPriority
 	device   string
@@ -299,7 +306,7 @@ func (ch *chain) declare(c *nftables.Conn, t *nftables.Table) {
 	nc := &nftables.Chain{Name: ch.name, Table: t}
 	if ch.hook != nil {
 		pass := nftables.ChainPolicyAccept
-		nc.Type, nc.Hooknum, nc.Priority, nc.Device, nc.Policy = nftables.ChainTypeFilter, ch.hook, &ch.priority, ch.device, &pass
+		nc.Type, nc.Hooknum, nc.Priority, nc.Device, nc.Policy = cmp.Or(ch.kind, nftables.ChainTypeFilter), ch.hook, &ch.priority, ch.device, &pass
 	}
 	c.AddChain(nc)
 }
