@@ -29,7 +29,7 @@ func command() *cobra.Command {
 		Run:      run,
 	}
 	root := p.Command(&f)
-	root.AddCommand(statusCommand(&f), eventsCommand(&f), explainCommand(&f), keygenCommand(), checkCommand(&f),
+	root.AddCommand(statusCommand(&f), eventsCommand(&f), weightCommand(&f), explainCommand(&f), keygenCommand(), checkCommand(&f),
 		tellCommand(&f, "drain", "Give the share away, keep the membership; returns when it is gone", director.DrainWithin+cli.AnswerWithin),
 		tellCommand(&f, "undrain", "Take a share again", cli.AnswerWithin),
 		tellCommand(&f, "freeze", "Stop all planned moves of shares, on all directors", cli.AnswerWithin),
@@ -42,7 +42,9 @@ func run(ctx context.Context, log *slog.Logger, f *cli.Flags, ready func()) erro
 	if err != nil {
 		return err
 	}
-	return director.Run(ctx, log, settings, version, f.Keep, ready)
+	return director.Run(ctx, settings, director.Options{
+		Log: log, Level: &f.Level, Debug: f.Debug, Path: f.Config, Version: version, Keep: f.Keep, Ready: ready,
+	})
 }
 
 func keygenCommand() *cobra.Command {

@@ -31,8 +31,9 @@ type Program struct {
 type Flags struct {
 	Config string
 	Keep   bool
+	Debug  bool
+	Level  slog.LevelVar // of the log; Debug's when the daemon starts
 
-	debug    bool
 	facility string
 }
 
@@ -62,7 +63,7 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 	root.PersistentFlags().StringVar(&f.Config, "config", p.ConfigPath, "configuration file")
 	run := &cobra.Command{Use: "run", Short: "Be the daemon (the default)", Args: NoArgs, RunE: root.RunE}
 	for _, c := range []*cobra.Command{root, run} {
-		c.Flags().BoolVar(&f.debug, "debug", false, "log more")
+		c.Flags().BoolVar(&f.Debug, "debug", false, "log more")
 		c.Flags().StringVar(&f.facility, "log_facility", defaultFacility(), "where to log: a syslog facility, or - for the terminal")
 		c.Flags().BoolVar(&f.Keep, "keep", false, p.KeepHelp)
 	}
@@ -71,7 +72,10 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 }
 
 func (p *Program) run(ctx context.Context, f *Flags) error {
-	log, err := logs.New(p.Name, f.facility, f.debug)
+	if f.Debug {
+		f.Level.Set(slog.LevelDebug)
+	}
+	log, err := logs.New(p.Name, f.facility, &f.Level)
 	if err != nil {
 		return err
 	}

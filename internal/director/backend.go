@@ -25,7 +25,7 @@ func (f *File) backend(s *Settings) error {
 // openFilter puts the closed table in place (H1), by the backend that s names.
 func openFilter(s *Settings) (Filter, error) {
 	cfg := nft.Config{
-		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.Lease, ShareID: s.ID, Backstop: s.IPVS,
+		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
 		Plan: s.Plan(), Fragments: s.Fragments,
 	}
 	var f Filter

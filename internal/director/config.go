@@ -30,9 +30,6 @@ const (
 
 	// maxFragments is more than a link of 100 Gbit/s brings.
 	maxFragments = 100_000_000
-
-	minLease = 60 * time.Millisecond
-	maxLease = 10 * time.Second
 )
 
 // A File is the configuration file.
@@ -69,13 +66,15 @@ type File struct {
 		} `toml:"inside"`
 	} `toml:"share"`
 	Timing struct {
-		Lease config.Duration `toml:"lease"`
-		Delay config.Duration `toml:"delay"`
+		Profile string          `toml:"profile"`
+		Lease   config.Duration `toml:"lease"`
+		Delay   config.Duration `toml:"delay"`
 	} `toml:"timing"`
 	Control struct {
 		Socket  string `toml:"socket"`
 		Metrics string `toml:"metrics"`
 		Syncd   string `toml:"syncd"`
+		Debug   bool   `toml:"debug"`
 	} `toml:"control"`
 }
 
@@ -86,13 +85,14 @@ func DefaultFile() File {
 	s := &f.Share
 	s.ID, s.Sense, s.Method, s.Buckets, s.Mode, s.Backend, s.Target = 1, "src-port", "hash", 256, "flood", "nftables", "ipvs"
 	s.Fragments = nft.DefaultFragments
-	f.Timing.Lease, f.Timing.Delay = config.Duration(300*time.Millisecond), config.Duration(30*time.Second)
+	f.Timing.Profile, f.Timing.Lease, f.Timing.Delay = "default", config.Duration(defaultLease), config.Duration(30*time.Second)
 	f.Control.Socket, f.Control.Metrics, f.Control.Syncd = "/run/saru/saru.sock", "127.0.0.1:9646", "/run/saru/syncd.sock"
 	return f
 }
 
 // Settings is a configuration that was found good.
 type Settings struct {
+	file    File // as it was read
 	Cluster string
 	Node    string
 	Bind    netip.AddrPort
@@ -121,6 +121,7 @@ type Settings struct {
 	Socket  string
 	Metrics string
 	Syncd   string
+	Debug   bool // log more
 }
 
 // Load reads and validates the configuration at path. Without a file at the
@@ -140,6 +141,8 @@ func Load(path string) (*Settings, error) {
 // file, and touches nothing.
 func (f *File) Settings() (*Settings, error) {
 	s := &Settings{
+		file:    *f,
+		Debug:   f.Control.Debug,
 		Cluster: f.Cluster.Name, Weight: f.Cluster.Weight, ID: f.Share.ID, Buckets: f.Share.Buckets,
 		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
 		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
@@ -377,16 +380,6 @@ func (s *Settings) Plan() partition.Plan {
 	}
 }
 
-func (f *File) timing(s *Settings) error {
-	if s.Lease < minLease || s.Lease > maxLease {
-		return config.Bad("timing.lease = %q: use %v to %v", s.Lease, minLease, maxLease)
-	}
-	if s.Delay < 0 || s.Delay > time.Hour {
-		return config.Bad("timing.delay = %q: use 0s to 1h", s.Delay)
-	}
-	return nil
-}
-
 func (f *File) control(s *Settings) error {
 	for key, path := range map[string]string{"control.socket": s.Socket, "control.syncd": s.Syncd} {
 		if !filepath.IsAbs(path) || len(path) > 100 {
@@ -442,6 +435,3 @@ func (s *Settings) role() string {
 	}
 	return "director"
 }
-
-// Interval is the time between two ticks: six in a lease.
-func (s *Settings) Interval() time.Duration { return s.Lease / 6 }

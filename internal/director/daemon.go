@@ -26,10 +26,22 @@ import (
 // entries with a director's own MAC do not live for hours.
 const announceEvery = 30 * time.Second
 
+// Options is what Run needs besides the configuration.
+type Options struct {
+	Log     *slog.Logger
+	Level   *slog.LevelVar // of Log
+	Debug   bool           // log more, whatever the configuration says
+	Path    string         // of the configuration, to be read again
+	Version string
+	Keep    bool   // leave the kernel as it is at the end
+	Ready   func() // is called once everything works
+}
+
 // A daemon is what Run opened.
 type daemon struct {
+	Options
 	settings *Settings
-	version  string
+	file     File // as last read; the reload's alone
 	log      *slog.Logger
 
 	control  *control.Server
@@ -53,21 +65,22 @@ type daemon struct {
 func (d *daemon) current() *Settings { return d.shape.Load() }
 
 // Run is the daemon: it takes its part of the share until ctx ends, then gives
-// it away and leaves the kernel as it found it, unless keep is set. ready is
-// called once everything works. All that can be refused is refused before the
-// kernel is touched.
-func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, keep bool, ready func()) (err error) {
+// it away and leaves the kernel as it found it, unless told to keep it. All that
+// can be refused is refused before the kernel is touched.
+func Run(ctx context.Context, s *Settings, o Options) (err error) {
 	if err := Possible(s); err != nil {
 		return err
 	}
-	d := &daemon{settings: s, version: version, log: log, lead: make(chan struct{}, 1)}
+	log := o.Log
+	d := &daemon{settings: s, file: s.file, Options: o, log: log, lead: make(chan struct{}, 1)}
+	d.Level.Set(d.level(s.Debug))
 	d.watchServices()
-	defer func() { err = errors.Join(err, d.close(keep)) }()
+	defer func() { err = errors.Join(err, d.close(o.Keep)) }()
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", version, "share", vipList(s.VIPs), "lease", s.Lease)
-	d.engine.events.note(eventStart, "saru %s starts", version)
+	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", o.Version, "share", vipList(s.VIPs), "lease", s.Lease)
+	d.engine.events.note(eventStart, "saru %s starts", o.Version)
 	if len(s.VIPs) == 0 {
 		log.Info("no addresses are configured in [share]: membership only")
 	}
@@ -75,15 +88,12 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	engine := stopping{d.engine, stop}
-	tasks := []task.Task{engine, d.gossip, d.gate, d.control, task.Func{Name: "state to gossip", Do: d.tellState}}
+	tasks := []task.Task{engine, d.gossip, d.gate, d.pinger, d.control, task.Func{Name: "state to gossip", Do: d.tellState}, task.Func{Name: "reload", Do: d.watchReload}}
 	for _, s := range standIns(d.engine) {
 		tasks = append(tasks, s)
 	}
 	if d.metrics != nil {
 		tasks = append(tasks, d.metrics)
-	}
-	if d.pinger != nil {
-		tasks = append(tasks, d.pinger)
 	}
 	if d.barriers != nil {
 		tasks = append(tasks, d.barriers)
@@ -97,7 +107,7 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, version string, kee
 		}
 		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
 	}
-	err = task.Run(inner, ready, tasks...)
+	err = task.Run(inner, o.Ready, tasks...)
 	log.Info("stop", "err", err)
 	return err
 }
@@ -179,12 +189,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		d.engine.barriers = d.barriers
 	}
 	d.gate = newGate(d.engine, s.Syncd, s.Delay)
-	if len(s.Ping) > 0 {
-		if d.pinger, err = openPinger(s, d.engine); err != nil {
-			return err
-		}
+	if d.pinger, err = openPinger(d.log, s, d.engine); err != nil {
+		return err
 	}
-	if d.gossip, err = openGossip(d.log, s, d.engine, d.version); err != nil {
+	if d.gossip, err = openGossip(d.log, s, d.engine, d.Version); err != nil {
 		return err
 	}
 	handler.Handler = d.handler()

@@ -115,7 +115,7 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 	}
 	e.config = membership.Config{
 		Node: s.Node, Incarnation: newIncarnation(), Cluster: s.Cluster, Share: uint16(s.ID),
-		Shape: shape, Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.Lease / 3,
+		Shape: shape, Buckets: s.Buckets, Lease: s.Lease, Interval: s.Interval(), Arm: s.KernelLease() / 3,
 		Settle: 10 * time.Millisecond, Weight: uint16(s.Weight), Witness: s.Witness, Voters: s.Voters, Host: hostID(), Frames: len(s.VIPs) > 0,
 	}
 	e.core = membership.New(e.config, e.now())

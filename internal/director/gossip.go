@@ -200,6 +200,8 @@ func (g *gossip) members() map[string]Peer {
 // tell spreads this node's state.
 func (g *gossip) tell(state string) { g.spread(func(m *meta) { m.State = state }) }
 
+func (g *gossip) tellWeight(weight int) { g.spread(func(m *meta) { m.Weight = weight }) }
+
 // want spreads the shape that this node's services ask for.
 func (g *gossip) want(shape string) { g.spread(func(m *meta) { m.Wants = shape }) }
 

@@ -2,6 +2,7 @@ package director
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -26,6 +27,7 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET /explain", d.serveExplain)
 	mux.HandleFunc("GET /ownership", d.serveOwnership)
 	mux.HandleFunc("GET /events", d.engine.events.serve)
+	mux.HandleFunc("POST /weight", d.serveWeight)
 	for path, do := range map[string]func(context.Context) error{
 		"/drain": d.drain,
 		"/undrain": func(ctx context.Context) error {
@@ -47,6 +49,24 @@ func (d *daemon) handler() http.Handler {
 		})
 	}
 	return mux
+}
+
+// A Weight is what POST /weight takes.
+type Weight struct {
+	Weight int `json:"weight"`
+}
+
+func (d *daemon) serveWeight(w http.ResponseWriter, r *http.Request) {
+	var body Weight
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&body); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err := d.setWeight(r.Context(), body.Weight); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	control.JSON(w, struct{}{})
 }
 
 // Socket returns the control socket that the configuration at path names.

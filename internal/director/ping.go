@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -19,24 +20,39 @@ import (
 // deaf knows that its own sending works, and one that reaches fewer of them
 // than others gives its share to these. It is a task.
 type pinger struct {
+	log    *slog.Logger
 	nodes  []netip.Addr
 	missed []int // per node: rounds since it last answered
 	every  time.Duration
 	engine *Engine
-	conn   *icmp.PacketConn
+	conn   *icmp.PacketConn // nil while nobody is to be asked
+	next   chan []netip.Addr
 	up     chan struct{}
 }
 
-func openPinger(s *Settings, e *Engine) (*pinger, error) {
-	conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
-	if err != nil {
-		return nil, fmt.Errorf("cluster.ping: open an ICMP socket: %w", err)
+func openPinger(log *slog.Logger, s *Settings, e *Engine) (*pinger, error) {
+	p := &pinger{log: log, every: s.Lease / 3, engine: e, next: make(chan []netip.Addr, 1), up: make(chan struct{})}
+	return p, p.take(s.Ping)
+}
+
+// take has other nodes asked from now on.
+func (p *pinger) take(nodes []netip.Addr) (err error) {
+	if len(nodes) > 0 && p.conn == nil {
+		if p.conn, err = icmp.ListenPacket("ip4:icmp", "0.0.0.0"); err != nil {
+			return fmt.Errorf("cluster.ping: open an ICMP socket: %w", err)
+		}
 	}
-	missed := make([]int, len(s.Ping))
-	for i := range missed {
-		missed[i] = reachRounds
+	p.nodes, p.missed = nodes, make([]int, len(nodes))
+	return nil
+}
+
+// change has other nodes asked soon. The last change counts.
+func (p *pinger) change(nodes []netip.Addr) {
+	select {
+	case <-p.next:
+	default:
 	}
-	return &pinger{s.Ping, missed, s.Lease / 3, e, conn, make(chan struct{})}, nil
+	p.next <- nodes
 }
 
 // Ready is closed when the nodes are asked.
@@ -47,9 +63,25 @@ func (p *pinger) String() string { return "ping" }
 // Run asks until ctx ends. Only answers to the last two questions count.
 func (p *pinger) Run(ctx context.Context) error {
 	close(p.up)
+	for i := range p.missed {
+		p.missed[i] = reachRounds
+	}
 	id := os.Getpid() & 0xffff
 	buf := make([]byte, 256)
 	for seq := uint16(1); ctx.Err() == nil; seq++ {
+		select {
+		case nodes := <-p.next:
+			p.retake(ctx, nodes)
+		default:
+		}
+		if len(p.nodes) == 0 {
+			select {
+			case nodes := <-p.next:
+				p.retake(ctx, nodes)
+			case <-ctx.Done():
+			}
+			continue
+		}
 		m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: int(seq)}}
 		b, err := m.Marshal(nil)
 		if err != nil {
@@ -65,6 +97,18 @@ func (p *pinger) Run(ctx context.Context) error {
 		p.tellReach(ctx)
 	}
 	return nil
+}
+
+// retake takes other nodes. Those that were just named count as reached for
+// some rounds, lest a change of the list move a share.
+func (p *pinger) retake(ctx context.Context, nodes []netip.Addr) {
+	if err := p.take(nodes); err != nil {
+		p.log.Error("the ping nodes were not changed", "err", err)
+		return
+	}
+	if len(nodes) == 0 {
+		p.engine.post(ctx, func(now time.Duration) { p.engine.core.SetReach(now, 0) })
+	}
 }
 
 // reachRounds is how many questions in a row a node may leave unanswered and
@@ -113,4 +157,9 @@ func (p *pinger) listen(ctx context.Context, buf []byte, id int, seq uint16) err
 	return nil
 }
 
-func (p *pinger) close() error { return p.conn.Close() }
+func (p *pinger) close() error {
+	if p.conn == nil {
+		return nil
+	}
+	return p.conn.Close()
+}

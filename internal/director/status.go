@@ -126,7 +126,7 @@ func ms(d time.Duration) float64 { return float64(d.Round(100*time.Microsecond))
 func (d *daemon) status(ctx context.Context) (*Status, error) {
 	s := d.settings
 	st := &Status{
-		Cluster: s.Cluster, Node: s.Node, Role: s.role(), Version: d.version, Paths: []PathStatus{},
+		Cluster: s.Cluster, Node: s.Node, Role: s.role(), Version: d.Version, Paths: []PathStatus{},
 		Share:  ShareStatus{ID: s.ID, Addresses: []string{}, Interface: s.Interface, MAC: s.MAC.String(), Target: "local", Sense: s.Sense.String(), Total: s.Buckets},
 		Filter: FilterStatus{Backend: s.Backend},
 	}
@@ -185,7 +185,7 @@ func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[m
 			ms.Name = m.Node.String()
 		}
 		if i == 0 {
-			ms.Addr, ms.Version = d.settings.Bind.Addr().String(), d.version
+			ms.Addr, ms.Version = d.settings.Bind.Addr().String(), d.Version
 		}
 		delete(gossiped, m.Name)
 		st.Members = append(st.Members, ms)

@@ -1,5 +1,5 @@
 // Package logs sets up a daemon's log as its command line asks: to the
-// terminal or to a syslog facility, at level info or debug.
+// terminal or to a syslog facility, at a level that may change.
 package logs
 
 import (
@@ -25,11 +25,7 @@ var facilities = map[string]syslog.Priority{
 // error, or the name of a syslog facility; on a machine without a syslog
 // socket (a container, an init that keeps standard error) it is standard
 // error too.
-func New(tag, facility string, debug bool) (*slog.Logger, error) {
-	level := slog.LevelInfo
-	if debug {
-		level = slog.LevelDebug
-	}
+func New(tag, facility string, level slog.Leveler) (*slog.Logger, error) {
 	if facility == "-" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
 	}
@@ -39,7 +35,7 @@ func New(tag, facility string, debug bool) (*slog.Logger, error) {
 	}
 	w, err := syslog.New(pri, tag)
 	if err != nil {
-		return New(tag, "-", debug)
+		return New(tag, "-", level)
 	}
 	return slog.New(&syslogHandler{w: w, level: level}), nil
 }
@@ -56,11 +52,11 @@ func names() string {
 // A syslogHandler writes records as text to syslog, at syslog's own levels.
 type syslogHandler struct {
 	w     *syslog.Writer
-	level slog.Level
+	level slog.Leveler
 	wrap  []func(slog.Handler) slog.Handler
 }
 
-func (h *syslogHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+func (h *syslogHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
 
 func (h *syslogHandler) Handle(ctx context.Context, r slog.Record) error {
 	var b bytes.Buffer
