@@ -409,7 +409,7 @@ func (f *File) keys(s *Settings) (err error) {
 	}
 	// Secret, so that clients cannot pick their director. It changes with the
 	// sealing key, so a rotation that moves keys needs all directors restarted.
-	s.Seed = binary.BigEndian.Uint32(s.Keys.Derive("hash seed", 4)[0])
+	s.Seed = binary.BigEndian.Uint32(s.Keys.DeriveSeed("hash seed", 4))
 	return nil
 }
 

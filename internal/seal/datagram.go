@@ -6,7 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"hash/maphash"
+	"net/netip"
 	"sync"
+	"time"
 )
 
 const (
@@ -31,6 +34,7 @@ var (
 	ErrKey     = errors.New("sealed with a key that is not in the keyring")
 	ErrForged  = errors.New("does not open: forged or damaged")
 	ErrReplay  = errors.New("replayed or too old")
+	ErrUnknown = errors.New("of a sender that is not known, and too many such came from there")
 )
 
 // Boot names one life of one sender: random, new with each Sealer.
@@ -44,17 +48,29 @@ type Sealer struct {
 	head  [HeaderSize]byte
 	nonce [nonceSize]byte
 	seq   uint64
+
+	purpose string
 }
 
 // NewSealer returns a Sealer with a new random boot.
 func NewSealer(kr *Keyring, purpose string) *Sealer {
-	s := &Sealer{}
+	s := &Sealer{purpose: purpose}
 	k := &kr.keys[0]
 	s.head[0] = version
 	binary.BigEndian.PutUint32(s.head[4:], k.id)
 	rand.Read(s.head[8:16])
 	s.aead = newAEAD(derive(k, s.head[8:16], purpose, 32))
 	return s
+}
+
+// SetKeys goes on with the first key of kr, as the same boot: receivers that
+// have the key notice nothing.
+func (s *Sealer) SetKeys(kr *Keyring) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := &kr.keys[0]
+	binary.BigEndian.PutUint32(s.head[4:], k.id)
+	s.aead = newAEAD(derive(k, s.head[8:16], s.purpose, 32))
 }
 
 // Boot returns the sender's boot, as receivers see it.
@@ -80,6 +96,7 @@ type Opener struct {
 	kr      *Keyring
 	purpose string
 	senders map[senderKey]*sender
+	unknown limiter
 	tick    uint64
 	nonce   [nonceSize]byte
 }
@@ -97,7 +114,20 @@ type sender struct {
 
 // NewOpener returns an Opener for datagrams of one purpose.
 func NewOpener(kr *Keyring, purpose string) *Opener {
-	return &Opener{kr: kr, purpose: purpose, senders: map[senderKey]*sender{}}
+	return &Opener{kr: kr, purpose: purpose, senders: map[senderKey]*sender{}, unknown: limiter{seed: maphash.MakeSeed()}}
+}
+
+// SetKeys opens with the keys of kr from now on, and no longer knows senders by
+// keys that are not among them.
+func (o *Opener) SetKeys(kr *Keyring) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kr = kr
+	for k := range o.senders {
+		if kr.byID(k.id) == nil {
+			delete(o.senders, k)
+		}
+	}
 }
 
 // Open appends the plaintext of datagram to dst and returns the result with
@@ -105,6 +135,15 @@ func NewOpener(kr *Keyring, purpose string) *Opener {
 // Err values; then nothing is appended. For known senders, and with capacity
 // in dst, it does not allocate.
 func (o *Opener) Open(dst, datagram []byte) ([]byte, Boot, uint64, error) {
+	return o.OpenFrom(dst, datagram, netip.Addr{})
+}
+
+// OpenFrom is Open for datagrams that came from an address. To find out whether
+// a sender that is not known is genuine takes a new key, so those of one
+// address (or of few that look alike to us) are limited: whoever floods us from
+// there, with the id of a key that is read off the wire, delays new senders
+// there, and nobody that is known.
+func (o *Opener) OpenFrom(dst, datagram []byte, from netip.Addr) ([]byte, Boot, uint64, error) {
 	if len(datagram) < Overhead {
 		return dst, Boot{}, 0, ErrShort
 	}
@@ -122,6 +161,9 @@ func (o *Opener) Open(dst, datagram []byte) ([]byte, Boot, uint64, error) {
 		k := o.kr.byID(sk.id)
 		if k == nil {
 			return dst, Boot{}, 0, ErrKey
+		}
+		if from.IsValid() && !o.unknown.allow(from, time.Now()) {
+			return dst, Boot{}, 0, ErrUnknown
 		}
 		s = newSender(k, sk.boot, o.purpose)
 	} else if !s.window.fresh(seq) {

@@ -29,7 +29,8 @@
 //
 // A keyring opens with every key and seals with the first, so keys can rotate
 // without a gap: the new key goes second into every file, then first, then the
-// old one goes. The daemons read their key file only when they start.
+// old one goes, or stays as the seed. A Sealer can change its key and stay the
+// same boot, so a daemon may read its file anew while it works.
 //
 // Limits: whoever holds the key file is the cluster; there is no forward
 // secrecy. A receiver that restarts has forgotten the replay windows, so a

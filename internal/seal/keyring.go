@@ -27,9 +27,12 @@ type key struct {
 	id     uint32
 }
 
-// A Keyring is the cluster's keys: the first seals, every one opens.
+// A Keyring is the cluster's keys: the first seals, every one opens. What must
+// stay the same while keys rotate comes from the seed, which is the first key
+// unless the file has a line for it.
 type Keyring struct {
 	keys []key
+	seed *key
 }
 
 // NewKey returns a fresh random key as one line of a key file.
@@ -40,8 +43,9 @@ func NewKey() string {
 }
 
 // LoadKeyring reads a key file: one base64 key of 32 bytes a line, first the
-// one that seals; empty lines and lines that begin with # do not count. The
-// file must not be readable or writable by others than its owner.
+// one that seals; empty lines and lines that begin with # do not count. One line
+// may be the word "seed" and a key: it neither seals nor opens. The file must
+// not be readable or writable by others than its owner.
 func LoadKeyring(path string) (*Keyring, error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -74,9 +78,18 @@ func ParseKeyring(b []byte) (*Keyring, error) {
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		raw, err := base64.StdEncoding.DecodeString(line)
+		text, isSeed := strings.CutPrefix(line, "seed ")
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
 		if err != nil || len(raw) != KeySize {
 			return nil, fmt.Errorf("line %d is not a base64 key of %d bytes; make one with 'saru keygen'", n, KeySize)
+		}
+		if isSeed {
+			if kr.seed != nil {
+				return nil, fmt.Errorf("line %d is a second seed; keep one", n)
+			}
+			k := newKey(raw)
+			kr.seed = &k
+			continue
 		}
 		if len(kr.keys) == MaxKeys {
 			return nil, fmt.Errorf("more than %d keys; drop old ones", MaxKeys)
@@ -121,6 +134,16 @@ func (kr *Keyring) Derive(purpose string, size int) [][]byte {
 		out[i] = derive(&kr.keys[i], nil, purpose, size)
 	}
 	return out
+}
+
+// DeriveSeed returns size bytes for a purpose from the seed: the same as long as
+// the seed is, whatever keys come and go.
+func (kr *Keyring) DeriveSeed(purpose string, size int) []byte {
+	k := kr.seed
+	if k == nil {
+		k = &kr.keys[0]
+	}
+	return derive(k, nil, purpose, size)
 }
 
 func derive(k *key, salt []byte, info string, size int) []byte {

@@ -315,3 +315,58 @@ func TestSealOpenDoNotAllocate(t *testing.T) {
 		t.Errorf("seal and open allocate %v times, want 0", n)
 	}
 }
+
+func TestSeedLine(t *testing.T) {
+	a, b := NewKey(), NewKey()
+	for _, c := range []struct{ name, text, want string }{
+		{"a seed alone", "seed " + a, "holds no key"},
+		{"two seeds", a + "\nseed " + a + "\nseed " + b, "line 3 is a second seed"},
+		{"a seed that is no key", a + "\nseed x", "line 2 is not a base64 key"},
+	} {
+		if _, err := ParseKeyring([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+	kr, err := ParseKeyring([]byte(a + "\nseed " + b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, _ := NewSealer(mustRing(t, b), "x").Seal(nil, nil)
+	if _, _, _, err := NewOpener(kr, "x").Open(nil, sealed); err != ErrKey {
+		t.Errorf("the seed opens: %v", err)
+	}
+}
+
+// A Sealer that changes its key stays the same boot, and who has both keys
+// hears it all the time.
+func TestSetKeys(t *testing.T) {
+	a, b := NewKey(), NewKey()
+	s, o := NewSealer(mustRing(t, a), "x"), NewOpener(mustRing(t, a), "x")
+	boot := s.Boot()
+	open := func(want error) {
+		t.Helper()
+		d, _ := s.Seal(nil, []byte("text"))
+		p, from, _, err := o.Open(nil, d)
+		if err != want || err == nil && (string(p) != "text" || from != boot) {
+			t.Errorf("opened %q of %x: %v", p, from, err)
+		}
+	}
+	open(nil)
+	o.SetKeys(mustRing(t, a+"\n"+b))
+	open(nil)
+	s.SetKeys(mustRing(t, b+"\n"+a))
+	open(nil)
+	o.SetKeys(mustRing(t, b))
+	open(nil)
+	s.SetKeys(mustRing(t, a))
+	open(ErrKey)
+}
+
+func mustRing(t *testing.T, text string) *Keyring {
+	t.Helper()
+	kr, err := ParseKeyring([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kr
+}

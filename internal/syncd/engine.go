@@ -134,6 +134,9 @@ func New(cfg Config) *Engine {
 	return e
 }
 
+// SetKeys speaks with the peers by other keys from now on.
+func (e *Engine) SetKeys(kr *seal.Keyring) { e.session.SetKeys(kr) }
+
 // SetKernel says which kernel is mirrored.
 func (e *Engine) SetKernel(k Kernel) { e.kernel = k }
 

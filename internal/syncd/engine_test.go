@@ -221,8 +221,13 @@ var testKeys = func() *seal.Keyring {
 
 func start(t *testing.T, network *peertest.Network, i int, k *fakeKernel) *node {
 	t.Helper()
+	return startWith(t, network, i, k, testKeys)
+}
+
+func startWith(t *testing.T, network *peertest.Network, i int, k *fakeKernel, keys *seal.Keyring) *node {
+	t.Helper()
 	n := &node{kernel: k, net: network.Node(i)}
-	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: testKeys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
+	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: keys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
 	n.SetKernel(k)
 	n.audit = newAudit(n.Engine, func() time.Duration { return 0 }) // no real time in virtual time
 	ctx, cancel := context.WithCancel(t.Context())

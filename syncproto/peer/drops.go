@@ -18,6 +18,7 @@ const (
 	DropKey                   // sealed with a key that is not ours
 	DropForged                // does not open
 	DropReplay                // opened before, or too old to tell
+	DropUnknown               // of an unknown sender, where too many such come from
 	DropOwn                   // sent by ourselves
 	DropNameClash             // another node has our name, or two share one
 	DropOldBoot               // from an earlier life of its sender
@@ -37,7 +38,7 @@ const (
 )
 
 var dropNames = [dropCount]string{
-	"short", "seal_version", "unknown_key", "forged", "replayed", "own", "name_clash", "old_boot", "version", "type",
+	"short", "seal_version", "unknown_key", "forged", "replayed", "too_many_unknown", "own", "name_clash", "old_boot", "version", "type",
 	"malformed", "bad_records", "duplicate", "late", "too_many_peers", "no_longer_kept", "flood", "unsayable", "send", "stream",
 }
 
@@ -57,6 +58,8 @@ func sealDrop(err error) Drop {
 		return DropKey
 	case errors.Is(err, seal.ErrReplay):
 		return DropReplay
+	case errors.Is(err, seal.ErrUnknown):
+		return DropUnknown
 	}
 	return DropForged
 }

@@ -80,7 +80,7 @@ func (s *Session) pull(ctx context.Context, t pullTarget, request []byte, st *pu
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	stream, err := seal.Client(newTimedConn(conn), s.cfg.Keys, purposeBulk)
+	stream, err := seal.Client(newTimedConn(conn), s.keys.Load(), purposeBulk)
 	if err != nil {
 		return err
 	}

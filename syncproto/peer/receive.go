@@ -17,7 +17,7 @@ const clashFor = time.Minute
 
 // receive handles one datagram from the network. Only one goroutine calls it.
 func (s *Session) receive(datagram []byte, from netip.AddrPort, group bool) {
-	plain, boot, _, err := s.opener.Open(s.plain[:0], datagram)
+	plain, boot, _, err := s.opener.OpenFrom(s.plain[:0], datagram, from.Addr())
 	if err != nil {
 		s.drops.count(sealDrop(err))
 		return

@@ -73,7 +73,7 @@ func (s *Session) serve(ctx context.Context) error {
 }
 
 func (s *Session) servePull(conn *timedConn) error {
-	st, err := seal.Server(conn, s.cfg.Keys, purposeBulk)
+	st, err := seal.Server(conn, s.keys.Load(), purposeBulk)
 	if err != nil {
 		return err
 	}

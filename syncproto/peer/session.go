@@ -101,6 +101,7 @@ type Session struct {
 	incarnation uint64
 	sealer      *seal.Sealer
 	opener      *seal.Opener
+	keys        atomic.Pointer[seal.Keyring] // for streams
 	drops       drops
 	synced      atomic.Bool
 	version     atomic.Uint32 // that is spoken
@@ -171,6 +172,7 @@ func NewSession(cfg Config) *Session {
 		out: make([][]byte, sendBatch),
 	}
 	s.deliverLive = s.deliverOne
+	s.keys.Store(cfg.Keys)
 	s.version.Store(protocolVersion)
 	s.size.Store(int64(min(cfg.Datagram, DefaultDatagram)))
 	for i := range s.out {
@@ -202,6 +204,14 @@ func (s *Session) Joined() <-chan struct{} { return s.joined }
 
 // SetSynced tells the peers whether this node holds the cluster's state.
 func (s *Session) SetSynced(v bool) { s.synced.Store(v); s.wake() }
+
+// SetKeys seals and opens with other keys from now on. Peers that have the first
+// of them notice nothing.
+func (s *Session) SetKeys(kr *seal.Keyring) {
+	s.keys.Store(kr)
+	s.opener.SetKeys(kr)
+	s.sealer.SetKeys(kr)
+}
 
 // Drops calls yield with each reason and how often it dropped something.
 func (s *Session) Drops(yield func(why string, n uint64)) {

@@ -149,7 +149,7 @@ func TestPeersAreBounded(t *testing.T) {
 		sealer := seal.NewSealer(kr, purposeDatagram)
 		hb := heartbeat{incarnation: 1, clock: 1, lowest: 1, port: 1, name: "x" + string(rune('0'+i%10))}
 		d, _ := sealer.Seal(nil, hb.append(nil, conntable.NodeID(i+1)))
-		s.receive(d, from, true)
+		s.receive(d, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), 8849), true)
 	}
 	if len(s.peers) != maxPeers || s.drops[DropPeers].Load() != maxPeers {
 		t.Errorf("%d peers, %d dropped", len(s.peers), s.drops[DropPeers].Load())
