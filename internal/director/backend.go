@@ -2,6 +2,8 @@ package director
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
 
 	"saru/internal/config"
@@ -15,19 +17,48 @@ const (
 	backendQueues = "nfqueue"
 )
 
-func (f *File) backend(s *Settings) error {
+// The values of share.mode: how directors get what is theirs.
+const (
+	modeFlood   = "flood"
+	modeForward = "forward"
+)
+
+// means reads by what means packets are got and judged.
+func (f *File) means(s *Settings) error {
 	if s.Backend = f.Share.Backend; s.Backend != backendRules && s.Backend != backendQueues {
 		return config.Bad("share.backend = %q: no such value; use %q or %q", s.Backend, backendRules, backendQueues)
+	}
+	if s.Forward = f.Share.Mode == modeForward; !s.Forward && f.Share.Mode != modeFlood {
+		return config.Bad("share.mode = %q: no such value; use %q or %q", f.Share.Mode, modeFlood, modeForward)
+	}
+	if s.Forward && f.Share.MAC != "" {
+		return config.Bad("share.mac = %q: mode %q uses the interfaces' own addresses; remove the key", f.Share.MAC, modeForward)
+	}
+	if f.Share.Inside != nil && (s.Forward || s.Backend == backendQueues) {
+		return config.Bad("share.inside: only with mode %q and backend %q", modeFlood, backendRules)
 	}
 	return nil
 }
 
+// sharedMAC reads the MAC that the directors share on a LAN that floods.
+func (f *File) sharedMAC(s *Settings, ifi *net.Interface) (net.HardwareAddr, error) {
+	text := f.Share.MAC
+	if text == "" {
+		text = fmt.Sprintf("02:00:5e:00:01:%02x", s.ID)
+	}
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
+		return nil, config.Bad("share.mac = %q: not a unicast Ethernet address such as \"02:00:5e:00:01:c9\"", text)
+	}
+	if mac.String() == ifi.HardwareAddr.String() {
+		return nil, config.Bad("share.mac = %q is the own address of %s; the shared MAC must belong to no interface", text, s.Interface)
+	}
+	return mac, nil
+}
+
 // openFilter puts the closed table in place (H1), by the backend that s names.
 func openFilter(s *Settings) (Filter, error) {
-	cfg := nft.Config{
-		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
-		Plan: s.Plan(), Fragments: s.Fragments,
-	}
+	cfg := s.filterConfig()
 	var f Filter
 	var err error
 	if s.Backend == backendQueues {
@@ -39,6 +70,14 @@ func openFilter(s *Settings) (Filter, error) {
 		return nil, err // not f: a nil pointer in it would not be nil
 	}
 	return f, nil
+}
+
+// filterConfig is what filters are made of.
+func (s *Settings) filterConfig() nft.Config {
+	return nft.Config{
+		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
+		Plan: s.Plan(), Fragments: s.Fragments, Own: s.Forward,
+	}
 }
 
 // probeFilter says whether this kernel can do what a backend needs, as bad

@@ -112,6 +112,7 @@ type Settings struct {
 	MAC       net.HardwareAddr
 	IPVS      bool // the target is IPVS, else local sockets
 	Backend   string
+	Forward   bool                // mode forward: the MAC is the interface's own
 	Fragments int                 // let in at most, a second
 	Services  []partition.Service // divided in a way of their own, as IPVS asks
 	Seed      uint32
@@ -147,7 +148,7 @@ func (f *File) Settings() (*Settings, error) {
 		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
 		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
 	}
-	for _, check := range []func(*Settings) error{f.unsupported, f.backend, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
+	for _, check := range []func(*Settings) error{f.unsupported, f.means, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
 		if err := check(s); err != nil {
 			return nil, err
 		}
@@ -155,21 +156,7 @@ func (f *File) Settings() (*Settings, error) {
 	return s, nil
 }
 
-// oneOf refuses a value that is unknown, or known and not in this version.
-func oneOf(key, value, supported string, later ...string) error {
-	switch {
-	case value == supported:
-		return nil
-	case slices.Contains(later, value):
-		return config.Bad("%s = %q is not in this version; use %q", key, value, supported)
-	}
-	return config.Bad("%s = %q: no such value; use %q", key, value, supported)
-}
-
 func (f *File) unsupported(*Settings) error {
-	if err := oneOf("share.mode", f.Share.Mode, "flood", "forward"); err != nil {
-		return err
-	}
 	if f.Share.Inside != nil {
 		return config.Bad("share.inside is not in this version; remove the section, and forward by direct routing or tunnel")
 	}
@@ -355,15 +342,10 @@ func (f *File) share(s *Settings) (err error) {
 	if len(ifi.HardwareAddr) != 6 {
 		return config.Bad("share.interface = %q: not an Ethernet interface; name the one of the clients' LAN", s.Interface)
 	}
-	mac := f.Share.MAC
-	if mac == "" {
-		mac = fmt.Sprintf("02:00:5e:00:01:%02x", s.ID)
-	}
-	if s.MAC, err = net.ParseMAC(mac); err != nil || len(s.MAC) != 6 || s.MAC[0]&1 != 0 || s.MAC.String() == "00:00:00:00:00:00" {
-		return config.Bad("share.mac = %q: not a unicast Ethernet address such as \"02:00:5e:00:01:c9\"", mac)
-	}
-	if s.MAC.String() == ifi.HardwareAddr.String() {
-		return config.Bad("share.mac = %q is the own address of %s; the shared MAC must belong to no interface", mac, s.Interface)
+	if s.Forward {
+		s.MAC = ifi.HardwareAddr
+	} else if s.MAC, err = f.sharedMAC(s, ifi); err != nil {
+		return err
 	}
 	_, err = partition.NewDivider(s.Plan())
 	if err != nil {
@@ -425,7 +407,11 @@ func (s *Settings) Shape() uint64 {
 		plan = d.Shape()
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "saru shape 2 %d %v %s; %s", s.ID, s.MAC, quorum, plan)
+	mac := s.MAC.String()
+	if s.Forward {
+		mac = "forward" // each has its own
+	}
+	fmt.Fprintf(h, "saru shape 2 %d %s %s; %s", s.ID, mac, quorum, plan)
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 

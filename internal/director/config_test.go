@@ -89,7 +89,7 @@ func TestBadConfiguration(t *testing.T) {
 		{"quorum   = \"lan\"\nvoters   = []", "quorum = \"majority\"\nvoters = [\"\"]", `cluster.voters`},
 		{"role     = \"director\"\nquorum   = \"lan\"\nvoters   = []", "role = \"witness\"\nquorum = \"majority\"\nvoters = [\"d2\"]", `"d1", is not among them`},
 		{`method    = "hash"`, `method = "random"`, `share.method = "random"`},
-		{`mode      = "flood"`, `mode = "forward"`, `share.mode`},
+		{`mode      = "flood"`, `mode = "anycast"`, `share.mode`},
 		{`backend   = "nftables"`, `backend = "iptables"`, `share.backend`},
 		{`[timing]`, "[share.inside]\ninterface = \"eth1\"\n[timing]", `share.inside`},
 		{`name     = "web"`, `name = ""`, `cluster.name`},

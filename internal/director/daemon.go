@@ -19,12 +19,20 @@ import (
 	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/ipvs"
+	"saru/partition"
+	"saru/partition/forward"
 	"saru/partition/lan"
 )
 
 // announceEvery is how often the master tells the LAN the shared MAC, so that
 // entries with a director's own MAC do not live for hours.
 const announceEvery = 30 * time.Second
+
+// How often a new master announces itself again, and after how long each.
+const (
+	announceAgain      = 3
+	announceAgainAfter = 100 * time.Millisecond
+)
 
 // Options is what Run needs besides the configuration.
 type Options struct {
@@ -52,6 +60,7 @@ type daemon struct {
 	filter   Filter // nil without a share
 	applier  *applier
 	lan      *lan.LAN
+	forward  *forwarding // nil but in mode forward
 	gate     *gate
 	barriers *barriers
 	pinger   *pinger
@@ -105,6 +114,9 @@ func Run(ctx context.Context, s *Settings, o Options) (err error) {
 		if judge, is := d.filter.(task.Task); is {
 			tasks = append(tasks, judge)
 		}
+		if d.forward != nil {
+			tasks = append(tasks, d.forward)
+		}
 		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
 	}
 	err = task.Run(inner, o.Ready, tasks...)
@@ -131,6 +143,11 @@ func Possible(s *Settings) error {
 	}
 	if err := probeFilter(s.Backend); err != nil {
 		return err
+	}
+	if s.Forward {
+		if err := forward.Probe(); err != nil {
+			return config.Bad("share.mode = %q: %v", modeForward, err)
+		}
 	}
 	if !s.IPVS {
 		return nil
@@ -180,6 +197,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		default:
 		}
 	}
+	if d.forward != nil {
+		d.engine.onHoldings = d.forward.holdings
+	}
 	if d.filter != nil {
 		d.applier = newApplier(d.log, d.filter, s.IPVS, d.engine)
 		d.engine.applier = d.applier
@@ -206,7 +226,11 @@ func (d *daemon) openShare() (err error) {
 	if err != nil {
 		return fmt.Errorf("interface %q: %w", s.Interface, err)
 	}
-	frames, err := openFrames(ifi, s.MAC, s.Keys)
+	to := s.MAC
+	if s.Forward {
+		to = broadcast
+	}
+	frames, err := openFrames(ifi, to, s.Keys)
 	if err != nil {
 		return err
 	}
@@ -218,30 +242,49 @@ func (d *daemon) openShare() (err error) {
 	if d.reshaper != nil {
 		d.reshaper.replan = d.filter.Replan
 	}
+	if s.Forward {
+		members := func() map[string]Peer { return d.gossip.members() }
+		if d.forward, err = openForwarding(d.log, d.current(), members); err != nil {
+			return err
+		}
+		if d.reshaper != nil {
+			d.reshaper.replan = func(p partition.Plan) error {
+				return errors.Join(d.filter.Replan(p), d.forward.rules.Replan(p))
+			}
+		}
+	}
 	d.lan, err = lan.Open(lan.Config{
-		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),
+		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, Own: s.Forward, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),
 		Answer:  func(netip.Addr) bool { return d.engine.master.Load() },
 		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
 	return err
 }
 
-// announce tells the LAN the shared MAC while this node is the master.
+// announce tells the LAN the MAC of the virtual addresses while this node is
+// the master. A frame may be lost, and whoever missed it would send to the
+// master before for long: so a new master says it some times.
 func (d *daemon) announce(ctx context.Context) error {
-	tick := time.NewTicker(announceEvery)
-	defer tick.Stop()
+	next := time.NewTimer(announceEvery)
+	defer next.Stop()
+	again := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.lead:
-		case <-tick.C:
-			if !d.engine.master.Load() {
-				continue
+			again = announceAgain
+		case <-next.C:
+		}
+		if d.engine.master.Load() {
+			if err := d.lan.Announce(); err != nil {
+				d.log.Warn("announce the virtual addresses", "err", err)
 			}
 		}
-		if err := d.lan.Announce(); err != nil {
-			d.log.Warn("announce the shared MAC", "err", err)
+		if again--; again >= 0 {
+			next.Reset(announceAgainAfter)
+		} else {
+			next.Reset(announceEvery)
 		}
 	}
 }
@@ -275,6 +318,9 @@ func (d *daemon) close(keep bool) error {
 	}
 	if d.filter != nil && !keep {
 		errs = append(errs, d.filter.Close())
+	}
+	if d.forward != nil && !keep {
+		errs = append(errs, d.forward.close())
 	}
 	if d.pinger != nil {
 		errs = append(errs, d.pinger.close())

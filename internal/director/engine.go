@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,7 +74,10 @@ type Engine struct {
 	seeds  []netip.AddrPort
 	master atomic.Bool // this node is it
 	onLead func()
-	events events
+
+	onHoldings             func(all []membership.Holding) // nil but in mode forward
+	holdings, lastHoldings []membership.Holding
+	events                 events
 
 	plain, out, in []byte
 	to             []netip.AddrPort
@@ -397,6 +401,12 @@ func (e *Engine) follow() {
 	lead := e.core.Leads()
 	if e.master.Swap(lead) != lead && lead {
 		e.onLead()
+	}
+	if e.onHoldings != nil {
+		e.holdings, e.lastHoldings = e.core.AppendHoldings(e.lastHoldings[:0]), e.holdings
+		if !slices.Equal(e.holdings, e.lastHoldings) {
+			e.onHoldings(e.holdings)
+		}
 	}
 	happened := e.core.Events()
 	for i := range happened {

@@ -30,6 +30,7 @@ type Peer struct {
 	State   string
 	Version string
 	Wants   string
+	MAC     string // where it takes frames, in mode forward
 }
 
 // meta is what a node tells of itself by gossip.
@@ -40,6 +41,7 @@ type meta struct {
 	State   string `json:"state"`
 	Version string `json:"version"`
 	Wants   string `json:"wants,omitempty"` // the shape that its services ask for
+	MAC     string `json:"mac,omitempty"`   // where it takes frames, in mode forward
 }
 
 // gossip finds the members of the cluster. It is a task.
@@ -63,6 +65,9 @@ func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*goss
 		log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
 		own:   meta{Role: s.role(), Weight: s.Weight, Port: s.Bind.Port() + 1, State: membership.Joining.String(), Version: version},
 		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
+	}
+	if s.Forward {
+		g.own.MAC = s.MAC.String()
 	}
 	for _, j := range s.Join {
 		if j != s.Bind {
@@ -181,7 +186,7 @@ func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 	if len(g.ever) < 4*membership.MaxNodes {
 		g.ever[n.Name] = netip.AddrPortFrom(addr.Unmap(), n.Port)
 	}
-	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants}
+	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants, m.MAC}
 	g.mu.Unlock()
 	g.engine.post(ctx, func(time.Duration) { g.engine.learn(membership.ID(n.Name), at) })
 }

@@ -39,6 +39,7 @@ func (st *Status) scrape(s *metrics.Sink) {
 	s.Counter("lapsed_packets_total", "Packets dropped for want of a lease.", st.Filter.Lapsed)
 	s.Counter("own_mac_packets_total", "Packets for a virtual address sent to the own MAC.", st.Filter.Own)
 	s.Counter("silenced_packets_total", "Unknown mid-stream packets met with silence.", st.Filter.Silenced)
+	s.Counter("forwarded_packets_total", "Packets handed to the director of their bucket.", st.Filter.Forwarded)
 	s.Counter("queue_overrun_packets_total", "Packets dropped because user space could not judge them in time.", st.Filter.Overruns)
 	s.Counter("filter_resets_total", "Times that the table was found changed by others.", st.Filter.Resets)
 	s.Gauge("worst_tick_seconds", "By how much a tick was ever late.", st.Engine.WorstTickMS/1000)

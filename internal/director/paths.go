@@ -50,7 +50,10 @@ func openUDP(bind netip.AddrPort, keys *seal.Keyring) (*path, error) {
 	return &path{name: "udp", fd: fd, sealer: seal.NewSealer(keys, purpose)}, nil
 }
 
-// openFrames opens the path of frames to the shared MAC.
+// broadcast is where frames go in mode forward, which has no shared MAC.
+var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// openFrames opens the path of frames to the shared MAC, or to all.
 func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*path, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -60,10 +63,12 @@ func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*
 	copy(address[:], mac)
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index}),
-		unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index}))
+	if mac[0]&1 == 0 {
+		err = errors.Join(err, unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{
 			Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_UNICAST, Alen: 6, Address: address,
 		}))
+	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("heartbeat frames on %s: %w", ifi.Name, err)

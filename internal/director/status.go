@@ -59,6 +59,7 @@ type ShareStatus struct {
 	Addresses []string `json:"addresses"`
 	Interface string   `json:"interface,omitempty"`
 	MAC       string   `json:"mac,omitempty"`
+	Mode      string   `json:"mode"`
 	Target    string   `json:"target"`
 	Sense     string   `json:"sense"`
 
@@ -91,6 +92,8 @@ type FilterStatus struct {
 	Silenced  uint64 `json:"silenced_packets"`
 	Settling  int    `json:"settling_buckets"`
 	Waiting   uint64 `json:"queue_waiting_packets"` // backend nfqueue only
+	Forwarded uint64 `json:"forwarded_packets"`     // mode forward only: handed to the director of their bucket
+	Copied    uint64 `json:"forwarded_fragments"`   // copies of fragments
 	Overruns  uint64 `json:"queue_overrun_packets"` // dropped: more than could be judged
 	Intact    bool   `json:"intact"`
 	Resets    uint64 `json:"resets"`
@@ -132,6 +135,9 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	}
 	if s.IPVS {
 		st.Share.Target = "ipvs"
+	}
+	if st.Share.Mode = modeFlood; s.Forward {
+		st.Share.Mode = modeForward
 	}
 	st.Share.Addresses = vipTexts(s.VIPs)
 	st.Share.Services, st.Share.ServicesWhy = serviceStatus(d.current()), d.reshaper.why()
@@ -211,6 +217,13 @@ func (d *daemon) filterStatus(st *Status) {
 	}
 	o := &st.Filter
 	o.Accepted, o.Dropped, o.Lapsed, o.Own, o.Silenced = f.Accepted, f.Foreign+f.Lapsed+f.Overruns, f.Lapsed, f.Own, f.Silenced
+	if d.forward != nil {
+		if to, err := d.forward.rules.Stats(); err != nil {
+			o.Why = err.Error()
+		} else {
+			o.Forwarded, o.Copied = to.Forwarded, to.Copied
+		}
+	}
 	o.Waiting, o.Overruns = f.Waiting, f.Overruns
 	o.Settling, o.Intact = f.Settling.Len(), f.Intact
 	if f.OwnSender != nil {

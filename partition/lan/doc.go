@@ -12,6 +12,9 @@
 //   - Close leaves addresses and sysctls as Open found them. An address that
 //     the operator had put on the loopback interface stays.
 //
+// With Config.Own there is no shared MAC: the LAN answers with the interface's
+// own, and what then comes is for package forward.
+//
 // # IPv4
 //
 // The virtual addresses are /32 on lo, labelled so that a later Open knows

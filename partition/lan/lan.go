@@ -20,12 +20,16 @@ import (
 type Config struct {
 	Interface string
 	VIPs      []netip.Prefix   // masked
-	MAC       net.HardwareAddr // the shared MAC
+	MAC       net.HardwareAddr // the shared MAC, or with Own the interface's
 
 	// Answer says whether this director is the one that answers who asks for a
 	// virtual address: sender may be 0.0.0.0 or :: (a probe, RFC 5227 and RFC
 	// 4862). It is called from Run's goroutines. Nil answers none.
 	Answer func(sender netip.Addr) bool
+
+	// Own says that the virtual addresses are behind the interface's own MAC, on
+	// each director another: who answers gets the frames (package forward).
+	Own bool
 
 	// Changed is told what somebody else has changed and Run has put right. It
 	// is called from one of Run's goroutines. Nil: nobody is told.
@@ -226,6 +230,14 @@ func (l *LAN) isVIP(a netip.Addr) bool {
 	return false
 }
 
+// conflict counts somebody else's claim to a virtual address. Another director
+// may be it that answered before this one.
+func (l *LAN) conflict() {
+	if !l.cfg.Own {
+		l.conflicts.Add(1)
+	}
+}
+
 // asked counts a request for a virtual address, and reports whether this
 // director is the one to answer it.
 func (l *LAN) asked(sender netip.Addr) bool {
@@ -240,7 +252,7 @@ func (l *LAN) answerARP(frame []byte) error {
 		return nil
 	}
 	if l.isVIP(p.sender) && p.senderMAC != l.mac {
-		l.conflicts.Add(1)
+		l.conflict()
 		return nil
 	}
 	if p.op != opRequest || p.sender == p.target || !l.isVIP(p.target) || !unicast(p.senderMAC) || !l.asked(p.sender) {
@@ -263,7 +275,7 @@ func (l *LAN) answerND(frame []byte) error {
 	}
 	claims := p.kind == advertisement && l.isVIP(p.target) || p.kind == solicitation && l.isVIP(p.src)
 	if claims && p.mac != l.mac {
-		l.conflicts.Add(1)
+		l.conflict()
 		return nil
 	}
 	if p.kind != solicitation || !l.isVIP(p.target) || p.src == p.target || !l.asked(p.src) {
@@ -318,7 +330,7 @@ func (l *LAN) send(on *os.File, appendFrame func(b []byte, dst, src [6]byte) []b
 		return fmt.Errorf("lan: interface %s: %w", l.cfg.Interface, err)
 	}
 	own := link.Attrs().HardwareAddr
-	if len(own) != 6 || [6]byte(own) == l.mac {
+	if len(own) != 6 || [6]byte(own) == l.mac && !l.cfg.Own {
 		return fmt.Errorf("lan: interface %s has the address %v: nothing may be sent from the shared MAC", l.cfg.Interface, own)
 	}
 	var buf [ndLen]byte

@@ -63,7 +63,7 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 	}})
 	for _, f := range t.families {
 		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
-		rules := append([]phrase{rule(notOtherHost(), goTo("own"))}, f.whole(goTo("judged_"+f.name))...)
+		rules := append([]phrase{notShared(cfg)}, f.whole(goTo("judged_"+f.name))...)
 		chains = append(chains, chain{name: "vip_" + f.name, rules: append(rules,
 			rule(f.fragment, goTo("fragment")),
 			jump("judge_"+f.name), // as judged does, with a chain less: most packets come this way
@@ -111,6 +111,15 @@ func (t *table) ours() chain {
 		t.unleased(),
 		rule(count(cntAccepted), accept()),
 	}}
+}
+
+// notShared sends on what is not to the shared MAC. Where that is the
+// interface's own, only what is for all is not.
+func notShared(cfg *Config) phrase {
+	if cfg.Own {
+		return rule(toAll(), goTo("own"))
+	}
+	return rule(notOtherHost(), goTo("own"))
 }
 
 // notOtherHost matches frames to the own MAC, and to all.

@@ -26,6 +26,11 @@ type Config struct {
 	// so this bounds what one sender of fragments can cost all of them.
 	Fragments int
 
+	// Own says that MAC is the interface's own: the directors hand each other
+	// what they get (package forward). Something else must take such frames
+	// for another host's; where that fails, the rules still judge them.
+	Own bool
+
 	// Queues, if set, judge instead of rules. Apply and Settle have no effect
 	// on what they do.
 	Queues *Queues
@@ -99,7 +104,9 @@ func (c *Config) check() (*partition.Divider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nft: interface %q: %w", c.Interface, err)
 	}
-	if bytes.Equal(ifi.HardwareAddr, c.MAC) {
+	if own := bytes.Equal(ifi.HardwareAddr, c.MAC); c.Own && !own {
+		return nil, fmt.Errorf("nft: %v is not the own MAC of %s, which is %v", c.MAC, c.Interface, ifi.HardwareAddr)
+	} else if own && !c.Own {
 		return nil, fmt.Errorf("nft: shared MAC %v is the own one of %s: it must belong to no interface", c.MAC, c.Interface)
 	}
 	if err := c.Inside.check(c, d); err != nil {

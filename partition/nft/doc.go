@@ -104,5 +104,8 @@
 //	lease.go    the chain of the renewal; renewal.go sends its datagrams
 //	table.go    the sets, and the table as a whole
 //	share.go    Apply: the maps open and rest; Settle
+//	queued.go   the table where queues judge instead of maps (package queue)
+//	forwarder.go  a table before this one that hands others' frames on, where
+//	            there is no shared MAC (package forward)
 //	filter.go   Open, Reset, Arm, Confirm, Verify, Close; stats.go what was counted
 package nft

@@ -29,7 +29,9 @@ func (t *table) judge(f *served) []chain {
 	for k, d := range t.divider.Divisions {
 		chains = append(chains, t.flows(f, k, d)...)
 	}
-	chains = append(chains, t.icmp(f)...)
+	chains = append(chains, t.icmp(f, rule(count(cntNeighbour), accept()), func(l *layout, d partition.Division) []phrase {
+		return []phrase{rule(t.bucketOf(f.family, l, d), t.fate(t.open)), goTo("other_" + f.name)}
+	})...)
 	services := t.services(f, &f.packet, partition.Ported, func(proto uint8, k int) string {
 		return flowChain(partition.ProtoName(proto), k, f.family)
 	})
@@ -89,12 +91,13 @@ func bothPorts(d partition.Division) phrase {
 }
 
 // icmp returns the chains that judge ICMP: errors by the flow that they quote,
-// all else by its source.
-func (t *table) icmp(f *served) []chain {
+// all else by its source. by returns the rules that decide a quoted flow of a
+// division; neighbour is what becomes of neighbour discovery.
+func (t *table) icmp(f *served, neighbour phrase, by func(l *layout, d partition.Division) []phrase) []chain {
 	var chains []chain
 	icmp := chain{name: "icmp_" + f.name}
 	if !f.is4 {
-		icmp.rules = append(icmp.rules, rule(neighbourDiscovery(), count(cntNeighbour), accept()))
+		icmp.rules = append(icmp.rules, rule(neighbourDiscovery(), neighbour))
 	}
 	for i := range f.quotes {
 		l := &f.quotes[i]
@@ -106,10 +109,7 @@ func (t *table) icmp(f *served) []chain {
 				goTo(what+"_"+f.name)))
 		}
 		for k, d := range t.divider.Divisions {
-			chains = append(chains, chain{name: flowChain(what, k, f.family), rules: []phrase{
-				rule(t.bucketOf(f.family, l, d), t.fate(t.open)),
-				goTo("other_" + f.name),
-			}})
+			chains = append(chains, chain{name: flowChain(what, k, f.family), rules: by(l, d)})
 		}
 		services := t.services(f, l, partition.Ported, func(_ uint8, k int) string { return flowChain(what, k, f.family) })
 		chains = append(chains, chain{name: what + "_" + f.name, rules: append(services, goTo("other_"+f.name))})

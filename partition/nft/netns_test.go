@@ -143,6 +143,7 @@ type director struct {
 	filter filter
 	lan    *lan.LAN
 	owns   partition.Set
+	own    net.HardwareAddr // where frames come to it, if not to the shared MAC
 	mu     sync.Mutex
 	heard  map[uint32]int // datagram number -> copies
 	conns  []net.Conn

@@ -221,11 +221,12 @@ type wire struct {
 	fd      int
 	ifindex int
 	own     net.HardwareAddr
+	to      net.HardwareAddr
 }
 
 func (h *host) wire(device string) *wire {
 	h.t.Helper()
-	w := &wire{t: h.t}
+	w := &wire{t: h.t, to: sharedMAC}
 	h.do(func() (err error) {
 		ifi, err := net.InterfaceByName(device)
 		if err != nil {
@@ -239,8 +240,8 @@ func (h *host) wire(device string) *wire {
 	return w
 }
 
-// send sends an IP packet to the shared MAC.
-func (w *wire) send(is4 bool, packet []byte) { w.sendTo(sharedMAC, is4, packet) }
+// send sends an IP packet to the MAC.
+func (w *wire) send(is4 bool, packet []byte) { w.sendTo(w.to, is4, packet) }
 
 func (w *wire) sendTo(mac net.HardwareAddr, is4 bool, packet []byte) {
 	w.t.Helper()
@@ -273,7 +274,7 @@ func (d *director) route(vips []netip.Prefix, client string) {
 
 // witness makes a table that counts the frames to the shared MAC as they come,
 // and behind all chains of the filter notes every packet by its number.
-func (d *director) witness() { d.witnessAt(nftables.ChainHookInput, 120, "eth0", sharedMAC) }
+func (d *director) witness() { d.witnessAt(nftables.ChainHookInput, 120, "eth0", d.takes()) }
 
 func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriority, device string, mac net.HardwareAddr) {
 	d.t.Helper()
@@ -321,6 +322,14 @@ func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriori
 		}
 		return c.Flush()
 	})
+}
+
+// takes returns the MAC whose frames the director takes.
+func (d *director) takes() net.HardwareAddr {
+	if d.own != nil {
+		return d.own
+	}
+	return sharedMAC
 }
 
 func (d *director) numbers(is4 bool) *nftables.Set {

@@ -56,7 +56,7 @@ func (t *table) queued(cfg *Config, s secrets, native bool) {
 	for i := range t.families {
 		f := &t.families[i]
 		ingress.rules = append(ingress.rules, f.toVIP(goTo("vip_"+f.name))...)
-		vip := chain{name: "vip_" + f.name, rules: []phrase{rule(notOtherHost(), goTo("own"))}}
+		vip := chain{name: "vip_" + f.name, rules: []phrase{notShared(cfg)}}
 		if !f.is4 {
 			vip.rules = append(vip.rules, rule(l4(f.family.icmp), neighbourDiscovery(), count(cntNeighbour), accept()))
 		}
