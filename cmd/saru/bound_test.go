@@ -53,7 +53,7 @@ func (v *victim) begin() {
 func (v *victim) bound(what string) {
 	v.Helper()
 	late := 0
-	for _, t := range v.seen.acceptedBy(v.name, v.mark) {
+	for _, t := range v.seen.ArrivedAt(v.name, v.mark) {
 		age := v.age(t)
 		v.oldest = max(v.oldest, age)
 		if age > pace.lease+jiffies {
@@ -81,7 +81,7 @@ func (l *lab) soon(what string, since time.Time) {
 			may += time.Duration(st.Engine.WorstTickMS * float64(time.Millisecond))
 		}
 	}
-	if gap := l.report(what, since); gap > may {
+	if gap := l.report(what, since).Gap; gap > may {
 		l.Errorf("%s: a flow had no acceptor for %v; the bound is %v", what, gap, may)
 	}
 }
@@ -208,7 +208,7 @@ func TestBoundBesideReloads(t *testing.T) {
 	v.begin()
 	time.Sleep(time.Duration(instants(6, 30)) * time.Second)
 	v.bound("reloads")
-	gap := l.report("reloads", v.mark)
+	gap := l.report("reloads", v.mark).Gap
 	after, err := v.status()
 	l.must(err)
 	t.Logf("beside reloads: %d fences, a gap of %v, the worst tick %g ms late, %d turns by stand-ins",
@@ -248,10 +248,10 @@ func TestFirewallIsNotDeath(t *testing.T) {
 	time.Sleep(5 * pace.lease)
 	l.until("three share still", l.shared(3))
 	v.bound("a firewall")
-	if gap := l.report("a firewall", v.mark); gap > pace.lease {
+	if gap := l.report("a firewall", v.mark).Gap; gap > pace.lease {
 		t.Errorf("a gap of %v; want none", gap)
 	}
-	if _, _, _, by := l.seen.gap(v.mark.Add(3*pace.lease), time.Now()); by[v.name] == 0 {
+	if by := l.seen.Between(v.mark.Add(3*pace.lease), time.Now()).By; by[v.name] == 0 {
 		t.Errorf("%s accepts nothing any more: %v", v.name, by)
 	}
 	stop()

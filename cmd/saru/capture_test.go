@@ -13,6 +13,7 @@ import (
 
 	"saru/internal/seal"
 	"saru/membership"
+	"saru/test/datagrams"
 )
 
 // A capture listens at a director's port of the switch, outside the director,
@@ -111,7 +112,7 @@ func (c *capture) read(raw syscall.RawConn, keys *seal.Keyring) {
 			return
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)
-		at, stamped := stampIn(oob[:o])
+		at, stamped := datagrams.Stamp(oob[:o])
 		if err != nil || !ok || !stamped || k < 42 {
 			continue
 		}

@@ -36,9 +36,9 @@ func TestForward(t *testing.T) {
 		t.Helper()
 		time.Sleep(time.Second)
 		l.report(what, mark)
-		_, lost, sent, by := l.seen.gap(mark, time.Now().Add(-100*time.Millisecond))
-		if lost > sent/20 || len(by) != len(want) {
-			t.Errorf("%s: %d of %d datagrams lost, accepted by %v; want %v", what, lost, sent, by, want)
+		s := l.seen.Between(mark, time.Now().Add(-100*time.Millisecond))
+		if s.Lost > s.Sent/20 || len(s.By) != len(want) {
+			t.Errorf("%s: %d of %d datagrams lost, accepted by %v; want %v", what, s.Lost, s.Sent, s.By, want)
 		}
 	}
 	time.Sleep(500 * time.Millisecond)
@@ -93,7 +93,7 @@ func TestForward(t *testing.T) {
 	stopped.signal(syscall.SIGSTOP)
 	time.Sleep(1500 * time.Millisecond)
 	l.report("SIGSTOP of the master", mark)
-	if _, _, _, by := l.seen.gap(mark.Add(time.Second), time.Now().Add(-50*time.Millisecond)); by[stopped.name] > 0 || len(by) != 2 {
+	if by := l.seen.Between(mark.Add(time.Second), time.Now().Add(-50*time.Millisecond)).By; by[stopped.name] > 0 || len(by) != 2 {
 		t.Errorf("a second after %s, the master, was stopped: accepted by %v", stopped.name, by)
 	}
 	stopped.signal(syscall.SIGCONT)
@@ -109,8 +109,8 @@ func TestForward(t *testing.T) {
 	l.until("given away by SIGTERM", l.shared(2))
 	time.Sleep(300 * time.Millisecond)
 	l.report("SIGTERM of the master", mark)
-	if gap, lost, _, _ := l.seen.gap(mark, time.Now().Add(-100*time.Millisecond)); gap > 300*time.Millisecond {
-		t.Errorf("a planned stop of the master: %d lost, a gap of %v", lost, gap)
+	if s := l.seen.Between(mark, time.Now().Add(-100*time.Millisecond)); s.Gap > 300*time.Millisecond {
+		t.Errorf("a planned stop of the master: %d lost, a gap of %v", s.Lost, s.Gap)
 	}
 	l.clean(leaving)
 	l.must(in(leaving.ns, func() error {

@@ -17,6 +17,7 @@ import (
 	"saru/internal/director"
 	"saru/internal/seal"
 	"saru/partition/nft"
+	"saru/test/datagrams"
 	"saru/test/lab/guest"
 
 	"github.com/vishvananda/netlink"
@@ -42,7 +43,7 @@ type lab struct {
 	dir   string
 	sw    netns.NsHandle
 	nodes []*node
-	seen  *ledger
+	seen  *datagrams.Ledger
 }
 
 type node struct {
@@ -141,7 +142,7 @@ func newLab(t *testing.T, directors int, extra string) *lab {
 	if os.Getuid() != 0 {
 		t.Skip("needs root for network namespaces")
 	}
-	l := &lab{T: t, dir: t.TempDir(), seen: &ledger{}}
+	l := &lab{T: t, dir: t.TempDir(), seen: &datagrams.Ledger{Flows: ports}}
 	if err := nft.Probe(); err != nil {
 		t.Skip("this kernel: ", err)
 	}

@@ -56,7 +56,7 @@ func TestTwoDirectorsAndLinks(t *testing.T) {
 	l.until("who reaches more has all", func(open map[string]int) bool { return open["d2"] == 256 && open["d1"] == 0 })
 	l.report("ping node out of reach", mark)
 	stop()
-	first, last, n := l.seen.twice()
+	first, last, n := l.twice()
 	t.Logf("%d datagrams were accepted twice at the healing, within %v", n, last.Sub(first))
 	if n > 0 && last.Sub(first) > 500*time.Millisecond {
 		t.Errorf("two acceptors for %v after the healing", last.Sub(first))

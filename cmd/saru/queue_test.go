@@ -32,15 +32,15 @@ func TestQueues(t *testing.T) {
 	mark := time.Now()
 	time.Sleep(time.Second)
 	l.report("steady", mark)
-	if _, lost, sent, by := l.seen.gap(mark, time.Now().Add(-50*time.Millisecond)); lost > sent/20 || len(by) != 3 {
-		t.Errorf("steady state loses %d of %d datagrams, accepted by %v", lost, sent, by)
+	if s := l.seen.Between(mark, time.Now().Add(-50*time.Millisecond)); s.Lost > s.Sent/20 || len(s.By) != 3 {
+		t.Errorf("steady state loses %d of %d datagrams, accepted by %v", s.Lost, s.Sent, s.By)
 	}
 
 	mark = time.Now()
 	d3.signal(syscall.SIGSTOP)
 	time.Sleep(1500 * time.Millisecond)
 	l.report("SIGSTOP", mark)
-	if _, _, _, by := l.seen.gap(mark.Add(time.Second), time.Now()); by["d3"] > 0 || by["d1"] == 0 || by["d2"] == 0 {
+	if by := l.seen.Between(mark.Add(time.Second), time.Now()).By; by["d3"] > 0 || by["d1"] == 0 || by["d2"] == 0 {
 		t.Errorf("a second after d3 was stopped datagrams are accepted by %v", by)
 	}
 	mark = time.Now()
