@@ -136,7 +136,8 @@ type Stats struct {
 type sentHB struct {
 	n    uint64
 	at   time.Duration
-	own  bool // this node's own ledger voted for it
+	ear  time.Duration // at, by the listening clock
+	own  bool          // this node's own ledger voted for it
 	open partition.Set
 	want partition.Set
 	acks []vote
@@ -184,6 +185,7 @@ type Core struct {
 	pingAt    time.Duration
 	reach     uint8
 	freeze    uint32
+	namesake  namesake
 	cloneAt   time.Duration // another machine was heard under our name
 	strangeAt time.Duration // something else showed that it serves the share
 	frameAt   time.Duration
@@ -238,11 +240,13 @@ type Core struct {
 	extra    int
 
 	// master
-	assign  *Assignment
-	mine    partition.Set
-	adopted time.Duration // when assign was
-	since   Epoch
-	cands   []candidate
+	assign   *Assignment
+	parts    *Assignment // being gathered
+	gathered partition.Set
+	mine     partition.Set
+	adopted  time.Duration // when assign was
+	since    Epoch
+	cands    []candidate
 
 	// for people
 	events, eventsSpare []Event
@@ -255,6 +259,7 @@ type Core struct {
 	hbs         [scratch]Heartbeat
 	acks        [scratch]Ack
 	ackN        int
+	proofs      int // sent since the last tick
 }
 
 // New returns a Core whose kernel table is closed (H1), at time now.
@@ -328,6 +333,7 @@ func (c *Core) Tick(now time.Duration) {
 		}
 	}
 	c.countSilence()
+	c.probeAll()
 	c.judgeSelf()
 	c.endLinger()
 	c.settleState()
@@ -399,6 +405,10 @@ func (c *Core) Receive(now time.Duration, m Message) {
 		c.adopt(m)
 	case *Fetch:
 		c.fetchFrom(m)
+	case *Probe:
+		c.prove(m)
+	case *Proof:
+		c.proofFrom(m)
 	}
 	c.finish()
 }
@@ -406,18 +416,31 @@ func (c *Core) Receive(now time.Duration, m Message) {
 // ownName acts on a message of another machine with this node's name. Of two
 // newcomers, and of two that serve, the one with the lower host goes on.
 func (c *Core) ownName(m Message) {
+	switch m := m.(type) {
+	case *Probe:
+		c.prove(m)
+		return
+	case *Proof:
+		if m.Inc != c.cfg.Incarnation && m.To == c.id && m.ToInc == c.cfg.Incarnation {
+			c.namesake.alive = m.Inc
+		}
+		return
+	}
 	hb, ok := m.(*Heartbeat)
 	if !ok || hb.Inc == c.cfg.Incarnation || hb.Host == c.cfg.Host {
 		return
 	}
 	c.stats.OwnName++
-	lower := hb.Host < c.cfg.Host
+	lower, lives := hb.Host < c.cfg.Host, c.namesakeLives(hb.Inc)
 	switch {
 	case c.state == Joining:
-		if lower || hb.State != Joining {
+		switch {
+		case !lives && c.namesakeIsGhost():
+			c.cloneAt = -time.Hour
+		case lower || hb.State != Joining:
 			c.cloneAt = c.now
 		}
-	case lower && hb.State != Joining:
+	case lower && hb.State != Joining && lives:
 		c.cloneAt = c.now
 		c.fence(whyClone)
 		c.finish()
@@ -442,7 +465,7 @@ func (c *Core) Foreign(now time.Duration, m Message) {
 	}
 	c.stats.ForeignVersion++
 	if p := c.addPeer(h.From); p != nil {
-		p.foreign, p.holds, p.lastRx, p.heard = true, true, now, false
+		p.foreign, p.ancient, p.holds, p.lastRx, p.heard = true, true, true, now, false
 	}
 }
 

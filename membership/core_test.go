@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -121,7 +122,7 @@ func TestFailoverTime(t *testing.T) {
 				for _, n := range w.nodes {
 					all = all.Union(n.kernel.accepts(w.now))
 				}
-				covered = all == allBuckets
+				covered = all == w.all
 			}
 			worst, sum = max(worst, w.now-start), sum+w.now-start
 		}
@@ -391,11 +392,11 @@ type pair struct {
 	n     int
 }
 
-func newPair() *pair {
+func newPair(buckets int) *pair {
 	p := &pair{}
 	for i := range p.cores {
 		p.cores[i] = New(Config{
-			Node: string(rune('a' + i)), Incarnation: uint64(i) + 1, Host: uint64(i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: 256,
+			Node: string(rune('a' + i)), Incarnation: uint64(i) + 1, Host: uint64(i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: buckets,
 			Lease: simLease, Interval: simInterval, Arm: simArm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
 		}, 0)
 		p.cores[i].SetGate(0, true, true)
@@ -443,12 +444,18 @@ func (p *pair) interval() {
 // The path of a heartbeat, from the tick to the confirmed lease, must not
 // allocate: the collector would stop it.
 func TestHeartbeatsDoNotAllocate(t *testing.T) {
-	p := newPair()
+	for _, buckets := range []int{2, 256, MaxBuckets} {
+		heartbeatsDoNotAllocate(t, buckets)
+	}
+}
+
+func heartbeatsDoNotAllocate(t *testing.T, buckets int) {
+	p := newPair(buckets)
 	for range 400 {
 		p.interval()
 	}
 	for _, c := range p.cores {
-		if c.open.Len() != 128 || c.confirmed+1 < c.n {
+		if c.open.Len() != buckets/2 || c.confirmed+1 < c.n {
 			t.Fatalf("not in steady state: %+v", c.Snapshot(p.now))
 		}
 	}
@@ -458,13 +465,41 @@ func TestHeartbeatsDoNotAllocate(t *testing.T) {
 }
 
 func BenchmarkInterval(b *testing.B) {
-	p := newPair()
+	for _, buckets := range []int{256, MaxBuckets} {
+		b.Run(fmt.Sprint(buckets, " buckets"), func(b *testing.B) { benchmarkInterval(b, buckets) })
+	}
+}
+
+func benchmarkInterval(b *testing.B, buckets int) {
+	p := newPair(buckets)
 	for range 400 {
 		p.interval()
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		p.interval()
+	}
+}
+
+// Shares of the fewest and the most buckets work: assignments travel in parts,
+// and every message fits.
+func TestFewAndManyBuckets(t *testing.T) {
+	for _, buckets := range []int{2, MaxBuckets} {
+		w := calm(t, 3, faults{buckets: buckets})
+		for i, n := range w.shares() {
+			if n < buckets/3 || n > buckets/3+1 {
+				t.Errorf("%d buckets: d%d has %d", buckets, i, n)
+			}
+		}
+		w.nodes[1].does(func(c *Core, now time.Duration) { c.SetWeight(now, 300) })
+		w.settle(t, 3*time.Second)
+		w.nodes[2].kill()
+		w.settle(t, 3*time.Second)
+		w.nodes[2].start()
+		w.settle(t, 5*time.Second)
+		if n := w.shares()[1]; n < buckets*3/5 || n > buckets*3/5+1 {
+			t.Errorf("%d buckets: three fifths are %d", buckets, n)
+		}
 	}
 }
 
@@ -479,7 +514,7 @@ func TestWatchOutlastsTheLease(t *testing.T) {
 
 // What is held in rest is never less than what is open, and goes with it.
 func TestApplyAsksForRestWithOpen(t *testing.T) {
-	p := newPair()
+	p := newPair(256)
 	for range 40 {
 		p.interval()
 	}

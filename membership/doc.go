@@ -52,6 +52,15 @@
 // a late tick is late by does not count as listening, but it does not begin the
 // count anew either, so nodes that are all slow settle too.
 //
+// # Freshness
+//
+// The windows that refuse replayed messages are forgotten with a restart, so a
+// node counts only once a message of it has named this node's incarnation,
+// which was unknown when anything was recorded. A Probe asks for such a
+// message. Until then it is a presence, which can keep a newcomer out and
+// nothing else; and if others show that this node's asking arrives, not even
+// that.
+//
 // # Hand-over
 //
 // A planned move makes before it breaks. The taker catches up with the giver's
@@ -70,14 +79,14 @@
 // big-endian. A version differs from the one before only in fields after its
 // last. A receiver ignores bytes after the last field it knows, and so
 // understands the next version as well as its own; a message of any other
-// tells it only that its sender is there. Version 1 is not understood.
+// tells it only that its sender is there. Versions 1 and 2 are not understood.
 //
 // Every message begins with
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //	+---------------+---------------+-------------------------------+
-//	|     type      |  version = 2  |            share id           |
+//	|     type      |  version = 3  |            share id           |
 //	+---------------+---------------+-------------------------------+
 //	|                  cluster (SHA-256 of its name)                |
 //	+---------------------------------------------------------------+
@@ -89,8 +98,19 @@
 //	+---------------------------------------------------------------+
 //
 // An epoch is 16 bytes: term (4), counter (4), incarnation of its issuer (8).
-// A set is a count of 8-byte words (1), then per set that many words as bytes; bucket
-// b is bit b%8 of byte b/8.
+// Sets of buckets go by the number of the share's buckets in words of 64 (1 byte,
+// 1 to 64), once before the sets of a message. A set is one byte that says how,
+// then, by the lower seven bits of it,
+//
+//   - 0 to 12: how many buckets it has (2 bytes), then the gap before each of them
+//     as a Rice code with that parameter k: the gap shifted right by k as so many
+//     ones and a zero, then its low k bits; high bits first, the last byte filled
+//     up with zeros;
+//   - 15: a bit per bucket; bucket b is bit b%8 of byte b/8.
+//
+// If the highest bit is set, what follows is not the set but how it differs from
+// the first set of the message. Of 4,096 buckets anywhere, 16 take 24 bytes, 256
+// take 180, and none more than 513.
 //
 // Heartbeat (type 1):
 //
@@ -115,7 +135,7 @@
 //	+-------------------------------+---------------+---------------+
 //	|                            freeze                             |
 //	+---------------------------------------------------------------+
-//	| words, then the sets open, want and rest                      |
+//	| words (1), then the sets open, want and rest                  |
 //	+---------------------------------------------------------------+
 //	| length of the name (1), the name                              |
 //	+---------------------------------------------------------------+
@@ -140,12 +160,25 @@
 // assignment's hash (8), words (1), the sets granted and refused. A bucket in
 // neither is a voter's silence.
 //
+// A message has at most 1,400 bytes, and so passes in one frame when sealed. What
+// is open is told in every heartbeat. Where the rest would not fit (the most
+// nodes, thousands of buckets, and many of them wanted at once), the lowest of
+// what is wanted is told first, and the others as soon as those are open.
+//
 // Assign (type 3): epoch (16), hash (8), shape (8), buckets (2), count of
 // members (1), per member: node (8), incarnation (8), term and counter at which
-// it was first listed (4, 4), weight (2); then the owners' indices, two buckets
-// a byte, the lower bucket in the upper half. The hash is the first 8 bytes of
-// the SHA-256 of everything else from the epoch on, later versions' fields
-// left out.
+// it was first listed (4, 4), weight (2); count of those that lost their seat by
+// it (1), per one of them: node (8), why (1); then the first bucket of this part
+// (2), how many it has (2, at most 1,024), and their owners' indices, two buckets
+// a byte, the lower bucket in the upper half. The hash is the first 8 bytes of the
+// SHA-256 of everything else from the epoch on, as it would be with all owners in
+// one part, later versions' fields left out. Why: 0 unknown, 1 has left, 2 is
+// unreachable, 3 does not hear the master, 4 was restarted, 5 is leaving, 6
+// drains, 7 had to close its share, 8 reaches fewer ping nodes, 9 is degraded, 10
+// was too slow.
 //
 // Fetch (type 4): the epoch (16) that the sender wants to be told.
+//
+// Probe (type 5): to (8). Proof (type 6): to (8), to's incarnation (8).
+// Both are the same in all versions.
 package membership

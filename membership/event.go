@@ -243,7 +243,11 @@ func (c *Core) moveWhy(before *Assignment, from, to *Seat) string {
 	kept := c.assign.find(from.Node, from.Inc)
 	switch {
 	case kept == nil:
-		return c.nameOf(from.Node) + c.goneWhy(from)
+		why := c.assign.why(from.Node)
+		if why == Unknown {
+			why = c.cause(from)
+		}
+		return c.nameOf(from.Node) + " " + why.String()
 	case before.find(to.Node, to.Inc) == nil:
 		return c.nameOf(to.Node) + " takes part"
 	case kept.Weight != from.Weight:
@@ -255,41 +259,92 @@ func (c *Core) moveWhy(before *Assignment, from, to *Seat) string {
 	return "to even the shares"
 }
 
-// goneWhy says why s has no share any more, as this node sees it.
-func (c *Core) goneWhy(s *Seat) string {
+// A Cause is why a director has no share any more.
+type Cause uint8
+
+// The causes, as they go over the wire.
+const (
+	Unknown Cause = iota
+	HasLeft
+	IsUnreachable
+	IsDeaf
+	WasRestarted
+	IsLeaving
+	Drains
+	HadToClose
+	ReachesLess
+	IsDegraded
+	WasSlow
+	causes
+)
+
+var causeText = [causes]string{
+	"has no share by the master's view", "has left", "is unreachable", "does not hear the master", "was restarted", "is leaving", "drains",
+	"had to close its share", "reaches fewer ping nodes than others", "is degraded", "was too slow",
+}
+
+func (w Cause) String() string { return causeText[min(w, causes)%causes] }
+
+// cause says why s has no share any more, as this node sees it.
+func (c *Core) cause(s *Seat) Cause {
 	state, flags, inc := c.state, c.flags(), c.cfg.Incarnation
 	if s.Node != c.id {
 		p := c.peer(s.Node)
 		switch {
 		case p == nil || !p.known:
-			return " is not known here"
+			return Unknown
 		case p.inc != s.Inc:
+			return WasRestarted
 		case p.left && p.has(FlagAside):
-			return " was too slow"
+			return WasSlow
 		case p.left:
-			return " has left"
+			return HasLeft
 		case !p.heard || p.missed >= suspectAfter:
-			return " is unreachable"
+			return IsUnreachable
 		case c.lostUs(p):
-			return " does not hear this node"
+			return IsDeaf
 		}
 		state, flags, inc = p.hb.State, p.hb.Flags, p.inc
 	}
 	switch {
 	case inc != s.Inc:
-		return " was restarted"
+		return WasRestarted
 	case flags&(FlagGoing|FlagLeave) != 0:
-		return " is leaving"
+		return IsLeaving
 	case state == Draining:
-		return " drains"
+		return Drains
 	case state == Joining || state == Fenced:
-		return " had to close its share"
+		return HadToClose
 	case flags&FlagIneligible != 0:
-		return " reaches fewer ping nodes than others"
+		return ReachesLess
 	case flags&FlagDegraded != 0:
-		return " is degraded"
+		return IsDegraded
 	}
-	return " has no share by the master's view"
+	return Unknown
+}
+
+// gone returns who had a seat in before and has none among seats, and why.
+func (c *Core) gone(before *Assignment, seats []Seat) (gone []Gone) {
+	if before == nil {
+		return nil
+	}
+	now := Assignment{Seats: seats}
+	for i := range before.Seats {
+		if s := &before.Seats[i]; now.find(s.Node, s.Inc) == nil {
+			gone = append(gone, Gone{s.Node, c.cause(s)})
+		}
+	}
+	return gone
+}
+
+// why returns why the assignment has no seat for a node any more, if it says.
+func (a *Assignment) why(id NodeID) Cause {
+	for _, g := range a.Gone {
+		if g.Node == id {
+			return g.Why
+		}
+	}
+	return Unknown
 }
 
 // find returns the seat of one incarnation of a node, or nil.

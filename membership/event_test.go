@@ -89,7 +89,7 @@ func TestEventsOfAJoinAndAFence(t *testing.T) {
 
 // Who never asks for the events loses them, and nothing else.
 func TestEventsAreBounded(t *testing.T) {
-	p := newPair()
+	p := newPair(256)
 	for i := range 2000 {
 		p.cores[0].Freeze(p.now, i%2 == 0)
 		p.interval()

@@ -250,7 +250,7 @@ func (c *Core) wants() partition.Set {
 		return want
 	}
 	for _, p := range c.peers {
-		if p.heard && !c.hearsNobody(p) && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
+		if p.heard && !c.hearsNobody(p) && !c.ghost(p) && (p.hb.State == Ready || c.cfg.mutant&ineligibleIsFree == 0) {
 			want = want.Minus(p.hb.Open)
 			// Nor what another is about to take with its connections.
 			if soon := p.hb.Want.Intersect(p.hb.Rest); !soon.Empty() {
@@ -294,11 +294,12 @@ func (c *Core) compose(hb *Heartbeat) {
 		hb.State = Left
 	}
 	for _, p := range c.peers {
-		if p.heard {
+		if p.heard && c.proven(p) && len(heard) < MaxNodes-1 {
 			heard = append(heard, Echo{p.id, p.inc, p.hb.N})
 		}
 	}
 	hb.Heard = heard
+	hb.fit()
 }
 
 func (c *Core) flags() uint16 {
@@ -365,7 +366,7 @@ func (c *Core) heartbeat() {
 		}
 	}
 	s := &c.sent[hb.N%ringSize]
-	*s = sentHB{n: hb.N, at: c.now, own: !c.silent() && !c.closeAll, open: hb.Open, want: hb.Want, acks: s.acks[:0]}
+	*s = sentHB{n: hb.N, at: c.now, ear: c.ear(), own: !c.silent() && !c.closeAll, open: hb.Open, want: hb.Want, acks: s.acks[:0]}
 	heard := append(c.last.Heard[:0], hb.Heard...)
 	c.last = *hb
 	c.last.Heard = heard
@@ -411,6 +412,9 @@ func (c *Core) ackFrom(a *Ack) {
 		return
 	}
 	c.stats.Acks++
+	if p := c.peer(a.From); p != nil {
+		c.proves(p, a.Inc)
+	}
 	s.acks = append(s.acks, vote{a.From, a.Granted, a.Refused})
 	s.refused = s.refused || !a.Refused.Empty()
 	if again := a.Refused.Intersect(c.last.Want); !again.Empty() && c.retryAt == 0 {

@@ -33,15 +33,49 @@ func (c *Core) fetchFrom(f *Fetch) {
 	c.tell(p.id)
 }
 
+// tell sends the assignment that is followed, in as many parts as it needs.
 func (c *Core) tell(to NodeID) {
-	a := *c.assign
-	a.Header = c.head()
-	c.send(to, &a)
+	for first := 0; first < c.assign.Buckets; first += partOwners {
+		part := *c.assign
+		part.Header, part.First = c.head(), first
+		part.Owner = c.assign.Owner[first:min(first+partOwners, part.Buckets)]
+		c.send(to, &part)
+	}
+}
+
+// gather returns the assignment that a is, or completes as its last part; else
+// nil. Of one assignment at a time, the highest, parts are kept.
+func (c *Core) gather(a *Assignment) *Assignment {
+	if a.whole() || a.Shape != c.cfg.Shape || a.Buckets != c.cfg.Buckets {
+		return a
+	}
+	own, _ := c.epoch()
+	g := c.parts
+	switch {
+	case a.Epoch.Compare(own) <= 0, g != nil && a.Epoch.Compare(g.Epoch) < 0:
+		return nil
+	case g == nil || g.Epoch != a.Epoch || g.Hash != a.Hash:
+		whole := *a
+		whole.First, whole.Owner = 0, make([]uint8, a.Buckets)
+		g, c.parts, c.gathered = &whole, &whole, partition.Set{}
+	}
+	copy(g.Owner[a.First:], a.Owner)
+	for i := range a.Owner {
+		c.gathered.Add(a.First + i)
+	}
+	if c.gathered.Len() < g.Buckets {
+		return nil
+	}
+	c.parts = nil
+	return g
 }
 
 // adopt takes over a higher assignment. Giving up comes before gaining: what
 // is not ours any more is closed, and said, before what is new is claimed.
 func (c *Core) adopt(a *Assignment) {
+	if a = c.gather(a); a == nil {
+		return
+	}
 	own, hash := c.epoch()
 	switch d := a.Epoch.Compare(own); {
 	case a.Shape != c.cfg.Shape || len(a.Owner) != c.cfg.Buckets || a.Hash != a.contentHash():
@@ -118,7 +152,7 @@ func (c *Core) fit() []candidate {
 		cs = append(cs, candidate{c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight), c.cfg.Node, r, !c.open.Empty()})
 	}
 	for _, p := range c.peers {
-		if !p.heard || c.lostUs(p) {
+		if !p.heard || !c.proven(p) || c.lostUs(p) {
 			continue
 		}
 		if r := rankOf(p.hb.State, p.hb.Flags); r != unfit {
@@ -210,7 +244,7 @@ func (c *Core) lead() {
 		if !p.director() || p.hb.Epoch.Compare(own) <= 0 {
 			continue
 		}
-		if !c.hearsNobody(p) {
+		if !c.hearsNobody(p) && !c.ghost(p) {
 			return
 		}
 		own = p.hb.Epoch // it cannot be asked; go above it
@@ -284,7 +318,7 @@ func (c *Core) owners(mine bool) []string {
 }
 
 func (c *Core) issue(e Epoch, cs []candidate, mine bool) {
-	a := &Assignment{Header: c.head(), Epoch: e, Shape: c.cfg.Shape, Owner: make([]uint8, c.cfg.Buckets)}
+	a := &Assignment{Header: c.head(), Epoch: e, Shape: c.cfg.Shape, Buckets: c.cfg.Buckets, Owner: make([]uint8, c.cfg.Buckets)}
 	prev := c.owners(mine)
 	members := make([]partition.Member, len(cs))
 	index := map[string]uint8{}
@@ -299,6 +333,7 @@ func (c *Core) issue(e Epoch, cs []candidate, mine bool) {
 	for b, owner := range partition.Assign(prev, members, c.cfg.Buckets) {
 		a.Owner[b] = index[owner]
 	}
+	a.Gone = c.gone(c.assign, a.Seats)
 	a.Hash = a.contentHash()
 	c.stats.AssignmentsMade++
 	if c.cfg.mutant&sameEpoch != 0 && c.assign != nil && c.assign.Epoch == e {

@@ -21,4 +21,5 @@ const (
 	closeEarly                             // a short stall closes the share
 	noProof                                // a director that is too slow takes part again at once
 	lateResets                             // a late tick begins all counts of silence anew
+	believesRecordings                     // heartbeats from before a restart count
 )

@@ -23,6 +23,12 @@ type peer struct {
 	inc      uint64
 	hb       Heartbeat // the newest, if known
 	known    bool
+	ancient  bool          // foreign, and of a version that may not know of proofs
+	alive    uint64        // the incarnation that has proved that it lives
+	proofAt  time.Duration // when it last did
+	doubtEar time.Duration // since when it has been heard without (listening clock), or -1
+	ghost    bool          // only recordings of it are heard
+	probed   time.Duration // when it was last asked to
 	heard    bool
 	left     bool
 	foreign  bool
@@ -31,6 +37,7 @@ type peer struct {
 	lastRx   time.Duration
 	earRx    time.Duration // the same by the listening clock
 	echoAt   time.Duration // when the newest of our heartbeats that it echoed was sent
+	echoEar  time.Duration // the same, or when it was first heard, by the listening clock
 	cloneAt  time.Duration // when another machine was last heard under its name
 	missed   int           // ticks since its last heartbeat
 	fetched  time.Duration // when an assignment was last asked of it
@@ -89,7 +96,7 @@ func (c *Core) addPeer(id NodeID) *peer {
 		}
 		c.peers = slices.Delete(c.peers, oldest, oldest+1)
 	}
-	p := &peer{id: id, echoAt: -time.Hour, fetched: -time.Hour, answered: -time.Hour, cloneAt: -time.Hour}
+	p := &peer{id: id, echoAt: -time.Hour, fetched: -time.Hour, answered: -time.Hour, cloneAt: -time.Hour, probed: -time.Hour, proofAt: -time.Hour, doubtEar: -1}
 	i, _ := slices.BinarySearchFunc(c.peers, id, func(p *peer, id NodeID) int { return cmp.Compare(p.id, id) })
 	c.peers = slices.Insert(c.peers, i, p)
 	return p
@@ -98,7 +105,7 @@ func (c *Core) addPeer(id NodeID) *peer {
 func (c *Core) countHeard() int {
 	n := 0
 	for _, p := range c.peers {
-		if p.heard {
+		if p.heard && c.proven(p) {
 			n++
 		}
 	}
@@ -110,10 +117,9 @@ func (c *Core) deaf(p *peer) bool {
 	return c.now-max(p.echoAt, p.since) > c.deafAfter()
 }
 
-// lostUs reports whether p has been deaf for so long that it is no taker.
-func (c *Core) lostUs(p *peer) bool {
-	return c.now-max(p.echoAt, p.since) > c.cfg.Lease
-}
+// lostUs reports whether p has been deaf for so long that it is no taker. Time
+// in which we slept, and sent nothing to echo, is none of it.
+func (c *Core) lostUs(p *peer) bool { return c.ear()-p.echoEar > c.cfg.Lease }
 
 // mutual reports whether p and we hear each other now.
 func (c *Core) mutual(p *peer) bool {
@@ -140,7 +146,8 @@ func (c *Core) confirmedSender(p *peer) bool {
 		return true
 	}
 	for _, q := range c.peers {
-		if q != p && c.mutual(q) {
+		other := q != p || q.alive != q.hb.Inc // than whose heartbeats these are
+		if q != p && c.mutual(q) || other && c.now-q.proofAt < c.cfg.Lease {
 			return true
 		}
 	}
@@ -162,7 +169,7 @@ func (c *Core) suspected(p *peer) bool {
 // served reports whether anybody who is heard holds a bucket.
 func (c *Core) served() bool {
 	for _, p := range c.peers {
-		if p.heard && !p.hb.Open.Empty() {
+		if p.heard && !p.hb.Open.Empty() && !c.ghost(p) {
 			return true
 		}
 	}
@@ -173,7 +180,7 @@ func (c *Core) served() bool {
 // a newcomer then stays out.
 func (c *Core) strange() bool {
 	for _, p := range c.peers {
-		if p.foreign && c.now-p.lastRx < foreignFor {
+		if p.foreign && c.now-p.lastRx < foreignFor && !c.ghost(p) {
 			return true
 		}
 	}
@@ -187,7 +194,7 @@ func (c *Core) cloned() bool { return c.now-c.cloneAt < foreignFor }
 // buckets open: it then takes nothing more.
 func (c *Core) blocked() bool {
 	for _, p := range c.peers {
-		if p.foreign && p.holds && c.now-p.lastRx < foreignFor {
+		if p.foreign && p.holds && c.now-p.lastRx < foreignFor && !c.ghost(p) {
 			return true
 		}
 	}
@@ -229,13 +236,24 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 		c.stats.ForeignShape++
 		p.keep(hb)
 		p.foreign, p.lastRx, p.heard = true, c.now, false
-		p.holds = hb.State != Joining || !hb.Open.Empty()
+		p.ancient, p.holds = false, hb.State != Joining || !hb.Open.Empty()
+		c.doubt(p)
 		return
 	}
-	echoed, echoes := c.echo(hb)
-	fresh := echoes && c.now-echoed <= c.maxLw
+	echoed := c.echo(hb)
+	fresh := echoed != nil && c.now-echoed.at <= c.maxLw
+	if fresh {
+		c.proves(p, hb.Inc)
+	}
 	switch {
 	case !p.known || p.foreign:
+	case p.inc != hb.Inc && p.heard && !c.proven(p):
+		// Two lives of one node, of which the one that answers is no recording.
+		if hb.Inc != p.alive {
+			c.stats.UnknownInc++
+			c.doubt(p)
+			return
+		}
 	case p.inc == hb.Inc && hb.N <= p.hb.N:
 		c.stats.OldHeartbeats++
 		return
@@ -257,24 +275,26 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	c.stats.Heartbeats++
 	c.noteReleases(p, hb)
 	if !p.heard || p.inc != hb.Inc {
-		p.since, p.echoAt = c.now, -time.Hour
+		p.since, p.echoAt, p.echoEar = c.now, -time.Hour, c.ear()
 		p.in, p.back = barrier{}, barrier{}
 	}
-	if echoes {
-		p.echoAt = max(p.echoAt, echoed)
+	if echoed != nil {
+		p.echoAt, p.echoEar = max(p.echoAt, echoed.at), max(p.echoEar, echoed.ear)
 	}
 	p.keep(hb)
 	p.inc, p.foreign = hb.Inc, false
 	p.lastRx, p.earRx, p.missed = c.now, c.ear(), 0
 	p.left = p.has(FlagLeave) || p.has(FlagAside)
 	p.heard = !p.left
-	c.maxLw = max(c.maxLw, Watch(hb.Lease))
+	if c.doubt(p); c.proven(p) {
+		c.maxLw = max(c.maxLw, Watch(hb.Lease))
+	}
 	if fresh { // an old recording must not freeze anybody
 		c.freeze = max(c.freeze, hb.Freeze)
 	}
 	if p.left {
 		c.promise(hb, partition.Set{})
-	} else if echoes && c.now-echoed <= c.cfg.Lease/2 {
+	} else if echoed != nil && c.now-echoed.at <= c.cfg.Lease/2 {
 		// Whoever does not hear us gets no promise: it would not learn of it,
 		// and a deaf node's claims must not keep a bucket from the others.
 		c.vote(hb)
@@ -282,17 +302,18 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 	c.wantEpoch(p, hb.Epoch)
 }
 
-// echo returns what hb says that its sender heard of us, and when we sent it.
-func (c *Core) echo(hb *Heartbeat) (at time.Duration, ok bool) {
+// echo returns the heartbeat of ours that hb says that its sender heard, or
+// nil.
+func (c *Core) echo(hb *Heartbeat) *sentHB {
 	for _, e := range hb.Heard {
 		if e.Node == c.id && e.Inc == c.cfg.Incarnation {
 			if s := &c.sent[e.N%ringSize]; s.n == e.N && e.N != 0 {
-				return s.at, true
+				return s
 			}
-			return 0, false
+			return nil
 		}
 	}
-	return 0, false
+	return nil
 }
 
 // noteReleases notes when a peer let go of buckets, for settle (S4).

@@ -95,16 +95,17 @@ func (c *Core) grantedByAll(s *sentHB) verdict {
 		if !p.director() || p.hb.State != Ready && c.cfg.mutant&ineligibleIsFree != 0 {
 			continue
 		}
+		ghost := c.ghost(p)
 		if !s.answered(p.id) {
-			if !(c.deaf(p) && c.confirmedSender(p)) && !c.suspected(p) {
+			if !(c.deaf(p) && c.confirmedSender(p)) && !c.suspected(p) && c.proven(p) {
 				v.heard = false
 			}
-			if !c.hearsNobody(p) {
+			if !c.hearsNobody(p) && !ghost {
 				v.gain = partition.Set{}
 			}
 		}
 		for _, e := range p.hb.Heard {
-			if e.Node != c.id && !s.answered(e.Node) && !c.needless(e) {
+			if e.Node != c.id && !ghost && !s.answered(e.Node) && !c.needless(e) {
 				v.gain = partition.Set{}
 			}
 		}

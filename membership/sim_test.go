@@ -35,6 +35,7 @@ var profiles = map[string]faults{
 	"sleepy":   {stalls: true, often: true, kills: true, skew: time.Millisecond},
 	"fast":     {fast: true, stalls: true, kills: true, drain: true, slowNft: true, drop: 0.02, skew: time.Millisecond},
 	"frozen":   {freeze: true, kills: true, drop: 0.02, slow: 0.02},
+	"recorded": {recorded: true, kills: true, drop: 0.02, slow: 0.02, skew: time.Millisecond, stalls: true, drain: true},
 	"clone":    {clone: true, kills: true, drop: 0.02, skew: time.Millisecond},
 	"planned":  {drain: true, moves: true, steady: true, skew: 9 * time.Millisecond},
 	"chosen":   {steady: true, drain: true, moves: true, majority: true, witnesses: 1, skew: 9 * time.Millisecond},
@@ -60,7 +61,7 @@ const (
 
 func simulate(seed uint64, f faults, mut mutant) *world {
 	nodes := 2 + int(seed%4)
-	if f.oneCut || f.clone {
+	if f.oneCut || f.clone || f.recorded {
 		nodes = 3 + int(seed%3)
 	}
 	if f.amnesia {
@@ -72,6 +73,9 @@ func simulate(seed uint64, f faults, mut mutant) *world {
 	w := newWorld(seed, nodes, f, mut)
 	w.after(1500*time.Millisecond, func() { w.trouble(troubleEnds) })
 	w.after(0, w.watch)
+	if f.recorded {
+		w.after(3*time.Second, func() { w.hauntAll(calmed + healed) })
+	}
 	if f.adversary {
 		w.after(1500*time.Millisecond, func() { w.adversary(troubleEnds, Epoch{}) })
 	}
@@ -158,6 +162,7 @@ func TestMutantsAreCaught(t *testing.T) {
 		"release without linger":           {noLinger, []string{"planned"}},
 		"release without a taker":          {noTaker, []string{"planned"}},
 		"both sides of a split keep":       {bothKeep, []string{"halves"}},
+		"recordings count":                 {believesRecordings, []string{"recorded"}},
 		"opened at once after the release": {noSettle, []string{"planned"}},
 	} {
 		t.Run(name, func(t *testing.T) {

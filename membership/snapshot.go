@@ -57,7 +57,7 @@ func (c *Core) Snapshot(now time.Duration) Snapshot {
 	})
 	for _, p := range c.peers {
 		s.Members = append(s.Members, c.info(p))
-		if p.director() {
+		if p.director() && c.proven(p) {
 			s.Have++
 		}
 	}
@@ -98,6 +98,8 @@ func (c *Core) standing(p *peer) (state, why string) {
 		return Left.String(), ""
 	case !p.heard:
 		return "unreachable", "no heartbeat for longer than its lease"
+	case c.ghost(p):
+		return "unreachable", "only recordings of it are heard"
 	case p.hb.State == Ready && p.has(FlagIneligible):
 		state, why = Degraded.String(), "reaches fewer ping nodes than others"
 	case p.hb.State == Ready && p.has(FlagDegraded):
@@ -129,6 +131,8 @@ func (c *Core) why() string {
 		return "reaches fewer ping nodes than others"
 	case c.state == Ready && c.degraded.on:
 		return "degraded"
+	case !c.cfg.Witness && c.open.Empty() && c.haunted():
+		return "a director is heard that does not answer: it is out of reach, or its heartbeats are recordings; with ping nodes this node could tell"
 	case c.state != Joining || c.cfg.Witness:
 		return ""
 	case c.cloned():

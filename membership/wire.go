@@ -14,14 +14,19 @@ import (
 const (
 	// wireVersion is the version that is spoken. Layouts only ever grow at
 	// their end, so that of the next version is understood too, and builds one
-	// version apart run together. Version 1 had no such rule.
-	wireVersion   = 2
-	oldestVersion = 2
+	// version apart run together. Versions 1 and 2 had other layouts.
+	wireVersion   = 3
+	oldestVersion = 3
 	newestVersion = wireVersion + 1
 	headerSize    = 24
+	// heartbeatFixed is the size of what follows a heartbeat's header, up to
+	// the sets.
+	heartbeatFixed = 73
 
 	// MaxBuckets is the most buckets that a share can have.
-	MaxBuckets = 1024
+	MaxBuckets = partition.MaxBuckets
+	// partOwners is how many buckets one part of an assignment has.
+	partOwners = 1024
 
 	// MaxMessage bounds an encoded message, in bytes: sealed, it passes any
 	// Ethernet in one frame.
@@ -43,6 +48,8 @@ const (
 	TypeAck
 	TypeAssign
 	TypeFetch
+	TypeProbe
+	TypeProof
 )
 
 // Why a message was not understood. Each is one counter of the receiver.
@@ -126,7 +133,7 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
 
-// A Message is one of *Heartbeat, *Ack, *Assignment, *Fetch.
+// A Message is one of *Heartbeat, *Ack, *Assignment, *Fetch, *Probe, *Proof.
 type Message interface {
 	// Append appends the message as it goes over the wire.
 	Append(b []byte) []byte
@@ -167,7 +174,7 @@ type Heartbeat struct {
 	Weight uint16
 	Reach  uint8  // ping nodes that answer it
 	Freeze uint32 // how often planned moves were frozen and thawed; odd: frozen
-	Words  int    // size of the sets in 8-byte words, 1 to 16
+	Words  int    // size of the sets in 8-byte words, 1 to 64
 	Open   partition.Set
 	Want   partition.Set
 	Rest   partition.Set
@@ -206,14 +213,41 @@ type Seat struct {
 	Weight uint16
 }
 
-// An Assignment says who shall claim which bucket. It is immutable.
+// A Gone is a director that an assignment has no seat for any more.
+type Gone struct {
+	Node NodeID
+	Why  Cause
+}
+
+// An Assignment says who shall claim which bucket. It is immutable. One of many
+// buckets travels in parts.
 type Assignment struct {
 	Header
-	Epoch Epoch
-	Hash  uint64
-	Shape uint64
-	Seats []Seat
-	Owner []uint8 // index into Seats, per bucket
+	Epoch   Epoch
+	Hash    uint64
+	Shape   uint64
+	Buckets int // all that the share has
+	Seats   []Seat
+	Gone    []Gone  // who lost its seat by it, for people
+	First   int     // the first bucket of Owner: 0 but in a part
+	Owner   []uint8 // index into Seats, per bucket
+}
+
+// whole reports whether a is no part.
+func (a *Assignment) whole() bool { return len(a.Owner) == a.Buckets }
+
+// A Probe asks To for a Proof. Both are the same in all versions.
+type Probe struct {
+	Header
+	To NodeID
+}
+
+// A Proof shows that its sender lives now: ToInc is the incarnation of whoever
+// asked, which no recording can name.
+type Proof struct {
+	Header
+	To    NodeID
+	ToInc uint64
 }
 
 func (h *Header) header() *Header { return h }
@@ -249,9 +283,9 @@ func (h *Heartbeat) Append(b []byte) []byte {
 	b = append(b, h.Reach, 0)
 	b = binary.BigEndian.AppendUint32(b, h.Freeze)
 	b = append(b, byte(h.Words))
-	b = h.Open.AppendBits(b, h.Words*64)
-	b = h.Want.AppendBits(b, h.Words*64)
-	b = h.Rest.AppendBits(b, h.Words*64)
+	b = appendSet(b, &h.Open, h.Words, 0)
+	b = appendSet(b, &h.Want, h.Words, 0)
+	b = h.appendRest(b)
 	b = append(b, byte(len(h.Name)))
 	b = append(b, h.Name...)
 	b = append(b, byte(len(h.Voters)))
@@ -267,6 +301,45 @@ func (h *Heartbeat) Append(b []byte) []byte {
 	return b
 }
 
+// appendRest appends the set rest, which mostly differs little from open.
+func (h *Heartbeat) appendRest(b []byte) []byte {
+	diff := h.Rest.Minus(h.Open).Union(h.Open.Minus(h.Rest))
+	if setSize(&diff, h.Words) < setSize(&h.Rest, h.Words) {
+		return appendSet(b, &diff, h.Words, relative)
+	}
+	return appendSet(b, &h.Rest, h.Words, 0)
+}
+
+// size returns how many bytes Append appends.
+func (h *Heartbeat) size() int {
+	diff := h.Rest.Minus(h.Open).Union(h.Open.Minus(h.Rest))
+	return h.besides() + setSize(&h.Open, h.Words) + setSize(&h.Want, h.Words) + min(setSize(&diff, h.Words), setSize(&h.Rest, h.Words))
+}
+
+// besides returns how many bytes it has besides the sets.
+func (h *Heartbeat) besides() int {
+	return headerSize + heartbeatFixed + 3 + len(h.Name) + 8*len(h.Voters) + 24*len(h.Heard)
+}
+
+// fit makes the heartbeat say less where it would not fit: what is open is
+// always told, what is wanted or served beside others also later.
+func (h *Heartbeat) fit() {
+	if h.besides()+3*(1+h.Words*8) <= MaxMessage {
+		return
+	}
+	for h.size() > MaxMessage {
+		more := h.Rest.Minus(h.Open)
+		switch {
+		case !h.Want.Empty():
+			h.Want = lowest(&h.Want, h.Want.Len()/2)
+		case !more.Empty():
+			h.Rest = h.Rest.Intersect(h.Open).Union(lowest(&more, more.Len()/2))
+		default:
+			h.Rest = partition.Set{}
+		}
+	}
+}
+
 // Append implements Message.
 func (a *Ack) Append(b []byte) []byte {
 	b = a.append(b, TypeAck)
@@ -276,13 +349,25 @@ func (a *Ack) Append(b []byte) []byte {
 	b = appendEpoch(b, a.Epoch)
 	b = binary.BigEndian.AppendUint64(b, a.Hash)
 	b = append(b, byte(a.Words))
-	b = a.Granted.AppendBits(b, a.Words*64)
-	return a.Refused.AppendBits(b, a.Words*64)
+	b = appendSet(b, &a.Granted, a.Words, 0)
+	return appendSet(b, &a.Refused, a.Words, 0)
 }
 
 // Append implements Message.
 func (f *Fetch) Append(b []byte) []byte {
 	return appendEpoch(f.append(b, TypeFetch), f.Epoch)
+}
+
+// Append implements Message.
+func (p *Probe) Append(b []byte) []byte {
+	return binary.BigEndian.AppendUint64(p.append(b, TypeProbe), uint64(p.To))
+}
+
+// Append implements Message.
+func (p *Proof) Append(b []byte) []byte {
+	b = p.append(b, TypeProof)
+	b = binary.BigEndian.AppendUint64(b, uint64(p.To))
+	return binary.BigEndian.AppendUint64(b, p.ToInc)
 }
 
 // Append implements Message.
@@ -295,7 +380,7 @@ func (a *Assignment) Append(b []byte) []byte {
 
 func (a *Assignment) appendContent(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, a.Shape)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Owner)))
+	b = binary.BigEndian.AppendUint16(b, uint16(a.Buckets))
 	b = append(b, byte(len(a.Seats)))
 	for _, s := range a.Seats {
 		b = binary.BigEndian.AppendUint64(b, uint64(s.Node))
@@ -304,13 +389,20 @@ func (a *Assignment) appendContent(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, s.Since.Counter)
 		b = binary.BigEndian.AppendUint16(b, s.Weight)
 	}
+	b = append(b, byte(len(a.Gone)))
+	for _, g := range a.Gone {
+		b = append(binary.BigEndian.AppendUint64(b, uint64(g.Node)), byte(g.Why))
+	}
+	b = binary.BigEndian.AppendUint16(b, uint16(a.First))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Owner)))
 	for i := 0; i < len(a.Owner); i += 2 {
 		b = append(b, a.Owner[i]<<4|a.Owner[i+1])
 	}
 	return b
 }
 
-// contentHash returns the hash that an assignment of this content must carry.
+// contentHash returns the hash that a whole assignment of this content, and
+// each part of it, must carry.
 func (a *Assignment) contentHash() uint64 {
 	sum := sha256.Sum256(a.appendContent(appendEpoch(nil, a.Epoch)))
 	return binary.BigEndian.Uint64(sum[:])
@@ -318,8 +410,9 @@ func (a *Assignment) contentHash() uint64 {
 
 // A reader takes fields from a message; after the first failure all are zero.
 type reader struct {
-	b   []byte
-	bad bool
+	b         []byte
+	bad       bool // it ended too soon
+	malformed bool
 }
 
 func (r *reader) take(n int) []byte {
@@ -345,19 +438,14 @@ func (r *reader) words() (int, bool) {
 	return w, r.bad || w >= 1 && w <= MaxBuckets/64
 }
 
-func (r *reader) set(words int) (s partition.Set) {
-	if !r.bad {
-		s, _ = partition.ParseBits(r.take(words*8), words*64) // every bit is a bucket
-	}
-	return s
-}
-
 // A Decoder parses messages. What it returns is valid until its next call,
 // but for assignments, which are kept. The zero value is ready.
 type Decoder struct {
 	hb     Heartbeat
 	ack    Ack
 	fetch  Fetch
+	probe  Probe
+	proof  Proof
 	heard  [MaxNodes]Echo
 	voters [MaxNodes]NodeID
 	names  map[NodeID]string
@@ -374,6 +462,18 @@ func (d *Decoder) Decode(b []byte) (Message, error) {
 	}
 	r := reader{b: b[2:]}
 	h := Header{Share: r.u16(), Cluster: r.u32(), From: NodeID(r.u64()), Inc: r.u64()}
+	switch Type(b[0]) {
+	case TypeProbe:
+		if d.probe = (Probe{h, NodeID(r.u64())}); r.bad {
+			return nil, ErrTruncated
+		}
+		return &d.probe, nil
+	case TypeProof:
+		if d.proof = (Proof{h, NodeID(r.u64()), r.u64()}); r.bad {
+			return nil, ErrTruncated
+		}
+		return &d.proof, nil
+	}
 	if b[1] < oldestVersion || b[1] > newestVersion {
 		d.fetch = Fetch{Header: h}
 		return &d.fetch, ErrVersion
@@ -394,7 +494,7 @@ func (d *Decoder) Decode(b []byte) (Message, error) {
 	switch {
 	case r.bad:
 		return nil, ErrTruncated
-	case !ok:
+	case !ok || r.malformed:
 		return nil, ErrMalformed
 	}
 	return m, nil
@@ -412,7 +512,8 @@ func (d *Decoder) heartbeat(h Header, r *reader) (ok bool) {
 	if hb.Words, ok = r.words(); !ok || hb.State > Left || hb.Lease > MaxLease {
 		return false
 	}
-	hb.Open, hb.Want, hb.Rest = r.set(hb.Words), r.set(hb.Words), r.set(hb.Words)
+	hb.Open = r.set(hb.Words, &partition.Set{})
+	hb.Want, hb.Rest = r.set(hb.Words, &hb.Open), r.set(hb.Words, &hb.Open)
 	n := int(r.u8())
 	if !r.bad && (n < 1 || n > MaxName) {
 		return false
@@ -460,28 +561,42 @@ func (d *Decoder) name(id NodeID, name []byte) (string, bool) {
 func (d *Decoder) decodeAck(h Header, r *reader) (ok bool) {
 	d.ack = Ack{Header: h, To: NodeID(r.u64()), ToInc: r.u64(), N: r.u64(), Epoch: r.epoch(), Hash: r.u64()}
 	if d.ack.Words, ok = r.words(); ok {
-		d.ack.Granted, d.ack.Refused = r.set(d.ack.Words), r.set(d.ack.Words)
+		d.ack.Granted = r.set(d.ack.Words, &partition.Set{})
+		d.ack.Refused = r.set(d.ack.Words, &d.ack.Granted)
 	}
 	return ok
 }
 
 func decodeAssignment(h Header, r *reader) (*Assignment, bool) {
 	a := &Assignment{Header: h, Epoch: r.epoch(), Hash: r.u64(), Shape: r.u64()}
-	buckets, seats := int(r.u16()), int(r.u8())
-	if buckets < 2 || buckets > MaxBuckets || buckets%2 != 0 || seats < 1 || seats > MaxNodes {
+	var seats int
+	a.Buckets, seats = int(r.u16()), int(r.u8())
+	if a.Buckets < 2 || a.Buckets > MaxBuckets || seats < 1 || seats > MaxNodes {
 		return nil, false
 	}
 	for range seats {
 		a.Seats = append(a.Seats, Seat{NodeID(r.u64()), r.u64(), Epoch{Term: r.u32(), Counter: r.u32()}, r.u16()})
 	}
-	a.Owner = make([]uint8, buckets)
-	for i, v := range r.take(buckets / 2) {
+	gone := int(r.u8())
+	if gone > MaxNodes {
+		return nil, false
+	}
+	for range gone {
+		a.Gone = append(a.Gone, Gone{NodeID(r.u64()), Cause(r.u8())})
+	}
+	a.First = int(r.u16())
+	owners := int(r.u16())
+	if owners < 2 || owners%2 != 0 || owners > partOwners || a.First+owners > a.Buckets {
+		return nil, false
+	}
+	a.Owner = make([]uint8, owners)
+	for i, v := range r.take(owners / 2) {
 		a.Owner[2*i], a.Owner[2*i+1] = v>>4, v&15
 		if int(v>>4) >= seats || int(v&15) >= seats {
 			return nil, false
 		}
 	}
-	return a, r.bad || a.Hash == a.contentHash()
+	return a, r.bad || !a.whole() || a.Hash == a.contentHash()
 }
 
 // From returns who sent m.

@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -29,8 +30,6 @@ const (
 	simBuckets  = 16
 	maxSim      = 16
 )
-
-var allBuckets = partition.FullSet(simBuckets)
 
 type event struct {
 	at  time.Duration
@@ -89,7 +88,7 @@ type simKernel struct {
 	frozen     bool
 	thawed     time.Duration             // what a frozen machine still accepted ends here
 	accounted  time.Duration             // until here last is true
-	last       [simBuckets]time.Duration // when a bucket was last accepted
+	last       [MaxBuckets]time.Duration // when a bucket was last accepted
 }
 
 func (k *simKernel) accepts(now time.Duration) partition.Set {
@@ -134,7 +133,9 @@ type simNode struct {
 	kernel  simKernel
 	leaving bool
 	caught  [maxSim]time.Duration // when it last caught up with others
+	born    time.Duration
 	record  *[]Event
+	sent    [][]byte      // its heartbeats, in worlds with recordings
 	told    partition.Set // what its events say that it has open
 }
 
@@ -164,6 +165,8 @@ type faults struct {
 	mixed                 bool  // the second node speaks the next version
 	clone                 bool  // another machine uses the first one's name
 	busy                  *load // machines too slow for their work
+	buckets               int   // 0: simBuckets
+	recorded              bool  // recorded heartbeats are sent again to restarted nodes
 	steady                bool  // nothing fails: no established flow may notice a move
 }
 
@@ -172,6 +175,8 @@ type world struct {
 	lease    time.Duration
 	interval time.Duration
 	arm      time.Duration
+	buckets  int
+	all      partition.Set
 	now      time.Duration
 	queue    events
 	seq      int
@@ -184,7 +189,7 @@ type world struct {
 	exempt   int
 	overlap  [maxSim][maxSim]time.Duration // since when two accept although they hear each other
 	worst    time.Duration
-	unserved [simBuckets]time.Duration // since when nobody accepts a bucket, in a steady world
+	unserved [MaxBuckets]time.Duration // since when nobody accepts a bucket, in a steady world
 	covered  bool
 	worstGap time.Duration
 	trace    []string
@@ -223,6 +228,8 @@ func newWorld(seed uint64, nodes int, f faults, mut mutant) *world {
 	if f.fast {
 		w.lease, w.interval, w.arm = simLease/5, simInterval/5, simArm/5
 	}
+	w.buckets = cmp.Or(f.buckets, simBuckets)
+	w.all = partition.FullSet(w.buckets)
 	for i := range nodes + f.witnesses {
 		n := &simNode{w: w, i: i, name: fmt.Sprintf("d%d", i), rate: w.drift(), witness: i >= nodes}
 		n.kernel.armed, n.kernel.rate = map[uint64]time.Duration{}, w.drift()
@@ -263,13 +270,14 @@ func (w *world) voters() (ids []NodeID) {
 
 func (n *simNode) start() {
 	n.life++
+	n.born = n.w.now
 	n.up, n.stalled, n.inbox, n.todo, n.leaving, n.told = true, 0, nil, nil, false, partition.Set{}
 	k := &n.kernel
 	k.account(n.w.now)
 	k.open, k.rest, k.lease, k.frozen = partition.Set{}, partition.Set{}, 0, false // H1
 	clear(k.armed)
 	cfg := Config{
-		Node: n.name, Incarnation: n.w.Uint64() | 1, Host: uint64(n.i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: simBuckets,
+		Node: n.name, Incarnation: n.w.Uint64() | 1, Host: uint64(n.i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: n.w.buckets,
 		Lease: n.w.lease, Interval: n.w.interval, Arm: n.w.arm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
 		Voters: n.w.voters(), mutant: n.w.mut,
 	}
@@ -598,6 +606,7 @@ func (w *world) checkLinger(n *simNode, gone partition.Set) {
 }
 
 func (n *simNode) transmit(a simAction) {
+	n.w.recordOf(n, a)
 	for _, to := range n.w.nodes {
 		if to == n || a.To != 0 && a.To != ID(to.name) {
 			continue
@@ -637,19 +646,23 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 		if w.now < to.stalled && len(to.inbox) > to.backlog() && w.chance(0.7) {
 			return // the socket's buffer is full
 		}
-		life := to.life
-		to.input(life, func() {
-			m, err := to.decoder.Decode(b)
-			if err != nil {
-				w.fail("undecodable message: %v", err)
-				return
-			}
-			if path == 1 {
-				to.core.Frame(to.local(), m)
-			}
-			to.core.Receive(to.local(), m)
-			to.pay()
-		})
+		to.hear(path, b)
+	})
+}
+
+// hear brings a message to a node's daemon.
+func (n *simNode) hear(path int, b []byte) {
+	n.input(n.life, func() {
+		m, err := n.decoder.Decode(b)
+		if err != nil {
+			n.w.fail("undecodable message: %v", err)
+			return
+		}
+		if path == 1 {
+			n.core.Frame(n.local(), m)
+		}
+		n.core.Receive(n.local(), m)
+		n.pay()
 	})
 }
 
@@ -740,13 +753,13 @@ func (w *world) watchService() {
 		open, rest = open.Union(n.kernel.accepts(w.now)), rest.Union(n.kernel.serves(w.now))
 	}
 	if !w.covered {
-		w.covered = open == allBuckets
+		w.covered = open == w.all
 		return
 	}
-	if rest != allBuckets {
-		w.fail("established flows of %s are refused by all", allBuckets.Minus(rest))
+	if rest != w.all {
+		w.fail("established flows of %s are refused by all", w.all.Minus(rest))
 	}
-	for b := range w.unserved {
+	for b := range w.buckets {
 		switch {
 		case open.Has(b):
 			if gap := w.now - w.unserved[b]; w.unserved[b] != 0 && gap > gapBound {
@@ -961,8 +974,8 @@ func (w *world) alive() {
 	for _, n := range w.nodes {
 		all = all.Union(n.kernel.accepts(w.now))
 	}
-	if all != allBuckets {
-		w.fail("nobody accepts %s", allBuckets.Minus(all))
+	if all != w.all {
+		w.fail("nobody accepts %s", w.all.Minus(all))
 	}
 }
 
@@ -981,7 +994,7 @@ func (w *world) adversary(end time.Duration, e Epoch) {
 		if !n.up || !w.chance(0.8) {
 			continue
 		}
-		a := &Assignment{Header: w.nodes[0].core.head(), Epoch: e, Shape: 7, Owner: make([]uint8, simBuckets)}
+		a := &Assignment{Header: w.nodes[0].core.head(), Epoch: e, Shape: 7, Buckets: w.buckets, Owner: make([]uint8, w.buckets)}
 		a.From = 1
 		for _, n := range w.nodes {
 			a.Seats = append(a.Seats, Seat{ID(n.name), n.core.cfg.Incarnation, Epoch{Term: 1}, 100})
