@@ -2,6 +2,7 @@ package partition
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 )
 
@@ -75,4 +76,21 @@ func (d *Divider) service(f Flow) (Service, bool) {
 		return Service{}, false
 	}
 	return d.Services[i], true
+}
+
+// DivisionOf returns how flows to a service are divided.
+func (d *Divider) DivisionOf(proto uint8, vip netip.AddrPort) Division {
+	return d.Divisions[d.division(proto, vip)]
+}
+
+// WhyOf returns what Explain says of a service that has a division, which need
+// not be this plan's.
+func (d *Divider) WhyOf(proto uint8, vip netip.AddrPort, has Division) string {
+	if s, ok := d.service(Flow{Proto: proto, VIP: vip}); ok && s.Division == has {
+		return s.Why
+	}
+	if has == d.Default {
+		return "a virtual service, so the share's sense is kept"
+	}
+	return "it translates to a port that a service divided so translates to, too"
 }

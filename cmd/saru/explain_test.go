@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"reflect"
 	"strings"
 	"testing"
@@ -99,7 +101,10 @@ func (l *lab) greet(network, addr string) *greeters {
 					return
 				}
 				// HTTP, so that curl can ask too.
-				fmt.Fprintf(c, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(n.name), n.name)
+				_ = c.SetDeadline(time.Now().Add(answerWithin))
+				if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+					fmt.Fprintf(c, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(n.name), n.name)
+				}
 				c.Close()
 			}
 		}()
@@ -125,6 +130,9 @@ func greeting(network, from, to string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
+	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return "", err
+	}
 	return lastLine(c)
 }
 

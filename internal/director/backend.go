@@ -46,14 +46,7 @@ func (f *File) sharedMAC(s *Settings, ifi *net.Interface) (net.HardwareAddr, err
 	if text == "" {
 		text = fmt.Sprintf("02:00:5e:00:01:%02x", s.ID)
 	}
-	mac, err := net.ParseMAC(text)
-	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
-		return nil, config.Bad("share.mac = %q: not a unicast Ethernet address such as \"02:00:5e:00:01:c9\"", text)
-	}
-	if mac.String() == ifi.HardwareAddr.String() {
-		return nil, config.Bad("share.mac = %q is the own address of %s; the shared MAC must belong to no interface", text, s.Interface)
-	}
-	return mac, nil
+	return sharedMAC("share.mac", text, ifi)
 }
 
 // openFilter puts the closed table in place (H1), by the backend that s names.
@@ -76,7 +69,7 @@ func openFilter(s *Settings) (Filter, error) {
 func (s *Settings) filterConfig() nft.Config {
 	return nft.Config{
 		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
-		Plan: s.Plan(), Fragments: s.Fragments, Own: s.Forward,
+		Plan: s.Plan(), Fragments: s.Fragments, Inside: s.filterInside(), Own: s.Forward,
 	}
 }
 

@@ -21,6 +21,9 @@ func Check(w io.Writer, s *Settings) error {
 	} else {
 		fmt.Fprintf(w, "share          %s on %s, MAC %v, %d buckets by %v, lease %v\n", vipList(s.VIPs), s.Interface, s.MAC, s.Buckets, s.Sense, s.Lease)
 	}
+	if in := s.Inside; in != nil {
+		fmt.Fprintf(w, "inside         %v on %s, MAC %v, real servers in %s\n", in.Address, in.Interface, in.MAC, vipList(in.Networks))
+	}
 	fmt.Fprintf(w, "nftables       %s\n", verdict("yes", nft.Probe()))
 	fmt.Fprintf(w, "nfqueue        %s\n", verdict("yes", nft.ProbeQueues()))
 	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))

@@ -115,6 +115,8 @@ type Settings struct {
 	Forward   bool                // mode forward: the MAC is the interface's own
 	Fragments int                 // let in at most, a second
 	Services  []partition.Service // divided in a way of their own, as IPVS asks
+	Inside    *Inside             // LVS-NAT only
+	Replies   []partition.Reply   // and what it answers from, as IPVS says
 	Seed      uint32
 
 	Lease   time.Duration
@@ -148,19 +150,12 @@ func (f *File) Settings() (*Settings, error) {
 		Lease: f.Timing.Lease.Std(), Delay: f.Timing.Delay.Std(),
 		Socket: f.Control.Socket, Metrics: f.Control.Metrics, Syncd: f.Control.Syncd,
 	}
-	for _, check := range []func(*Settings) error{f.unsupported, f.means, f.cluster, f.quorum, f.share, f.timing, f.control, f.keys} {
+	for _, check := range []func(*Settings) error{f.means, f.cluster, f.quorum, f.share, f.inside, f.timing, f.control, f.keys} {
 		if err := check(s); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
-}
-
-func (f *File) unsupported(*Settings) error {
-	if f.Share.Inside != nil {
-		return config.Bad("share.inside is not in this version; remove the section, and forward by direct routing or tunnel")
-	}
-	return nil
 }
 
 func (f *File) cluster(s *Settings) (err error) {
@@ -356,10 +351,12 @@ func (f *File) share(s *Settings) (err error) {
 
 // Plan is how the share is divided.
 func (s *Settings) Plan() partition.Plan {
-	return partition.Plan{
+	p := partition.Plan{
 		VIPs: s.VIPs, Buckets: s.Buckets, Seed: s.Seed,
 		Default: partition.Division{Sense: s.Sense, Method: s.Method}, Services: s.Services,
 	}
+	s.planInside(&p)
+	return p
 }
 
 func (f *File) control(s *Settings) error {
@@ -412,6 +409,9 @@ func (s *Settings) Shape() uint64 {
 		mac = "forward" // each has its own
 	}
 	fmt.Fprintf(h, "saru shape 2 %d %s %s; %s", s.ID, mac, quorum, plan)
+	if s.Inside != nil {
+		fmt.Fprintf(h, "; %v %v", s.Inside.Address, s.Inside.MAC)
+	}
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 

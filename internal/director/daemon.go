@@ -61,6 +61,7 @@ type daemon struct {
 	applier  *applier
 	lan      *lan.LAN
 	forward  *forwarding // nil but in mode forward
+	inside   *lan.LAN    // LVS-NAT only
 	gate     *gate
 	barriers *barriers
 	pinger   *pinger
@@ -117,7 +118,13 @@ func Run(ctx context.Context, s *Settings, o Options) (err error) {
 		if d.forward != nil {
 			tasks = append(tasks, d.forward)
 		}
-		tasks = append(tasks, d.applier, d.lan, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
+		for _, l := range d.lans() {
+			tasks = append(tasks, l)
+		}
+		if s.Inside != nil && s.Inside.Interface != s.Interface {
+			tasks = append(tasks, &carrier{s.Inside.Interface, d.engine, make(chan struct{})})
+		}
+		tasks = append(tasks, d.applier, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
 	}
 	err = task.Run(inner, o.Ready, tasks...)
 	log.Info("stop", "err", err)
@@ -153,6 +160,9 @@ func Possible(s *Settings) error {
 		return nil
 	}
 	if err := notSloppy(); err != nil {
+		return err
+	}
+	if err := s.forwards(); err != nil {
 		return err
 	}
 	c, err := ipvs.Dial()
@@ -253,12 +263,32 @@ func (d *daemon) openShare() (err error) {
 			}
 		}
 	}
-	d.lan, err = lan.Open(lan.Config{
-		Interface: s.Interface, VIPs: s.VIPs, MAC: s.MAC, Own: s.Forward, State: filepath.Clean(strings.TrimSuffix(s.Socket, ".sock") + ".lan.json"),
+	if d.lan, err = d.openLAN(s.Interface, s.VIPs, s.MAC, ".lan.json"); err != nil || s.Inside == nil {
+		return err
+	}
+	in := s.Inside
+	d.inside, err = d.openLAN(in.Interface, partition.Hosts(in.Address), in.MAC, ".inside.json")
+	return err
+}
+
+// openLAN takes this director's place on a LAN; state names the file of what
+// is to be taken back.
+func (d *daemon) openLAN(device string, addresses []netip.Prefix, mac net.HardwareAddr, state string) (*lan.LAN, error) {
+	return lan.Open(lan.Config{
+		Interface: device, VIPs: addresses, MAC: mac, Own: d.settings.Forward, State: filepath.Clean(strings.TrimSuffix(d.settings.Socket, ".sock") + state),
 		Answer:  func(netip.Addr) bool { return d.engine.master.Load() },
 		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
-	return err
+}
+
+// lans are the director's places on its LANs.
+func (d *daemon) lans() (all []*lan.LAN) {
+	for _, l := range []*lan.LAN{d.inside, d.lan} {
+		if l != nil {
+			all = append(all, l)
+		}
+	}
+	return all
 }
 
 // announce tells the LAN the MAC of the virtual addresses while this node is
@@ -277,8 +307,10 @@ func (d *daemon) announce(ctx context.Context) error {
 		case <-next.C:
 		}
 		if d.engine.master.Load() {
-			if err := d.lan.Announce(); err != nil {
-				d.log.Warn("announce the virtual addresses", "err", err)
+			for _, l := range d.lans() {
+				if err := l.Announce(); err != nil {
+					d.log.Warn("announce the virtual addresses", "on", l.String(), "err", err)
+				}
 			}
 		}
 		if again--; again >= 0 {
@@ -313,8 +345,10 @@ func (d *daemon) close(keep bool) error {
 	if d.gossip != nil {
 		errs = append(errs, d.gossip.close())
 	}
-	if d.lan != nil && !keep {
-		errs = append(errs, d.lan.Close())
+	for _, l := range d.lans() {
+		if !keep {
+			errs = append(errs, l.Close())
+		}
 	}
 	if d.filter != nil && !keep {
 		errs = append(errs, d.filter.Close())

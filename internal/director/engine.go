@@ -51,7 +51,7 @@ type Engine struct {
 	core     *membership.Core
 	config   membership.Config // of core
 	lives    uint64            // heartbeats of the lives before core's: the filter's numbers only grow
-	noLink   bool              // as last told
+	noLink   map[string]bool   // interfaces without carrier
 	held     bool              // closed, whatever the link, for another shape
 	filter   Filter            // nil without a share
 	applier  *applier
@@ -108,7 +108,7 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
 		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
-		onLead: func() {}, in: make([]byte, maxDgram), drops: map[error]uint64{},
+		onLead: func() {}, noLink: map[string]bool{}, in: make([]byte, maxDgram), drops: map[error]uint64{},
 	}
 	for _, j := range s.Join {
 		e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))

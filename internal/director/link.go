@@ -38,7 +38,7 @@ func (c *carrier) Run(ctx context.Context) error {
 	for {
 		ifi, err := net.InterfaceByName(c.name)
 		has := err == nil && ifi.Flags&net.FlagRunning != 0 && ifi.Flags&net.FlagUp != 0
-		c.engine.post(ctx, func(now time.Duration) { c.engine.setLink(now, has) })
+		c.engine.post(ctx, func(now time.Duration) { c.engine.setLink(now, c.name, has) })
 		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
 			return fmt.Errorf("watch links: %w", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"saru/conntable"
 	"saru/ipvs"
 	"saru/membership"
 	"saru/partition"
@@ -29,21 +30,40 @@ const (
 type reshaper struct {
 	d       *daemon
 	log     *slog.Logger
-	read    func() ([]ipvs.Service, error)
+	read    func() ([]offered, error)
 	replan  func(partition.Plan) error
 	mu      sync.Mutex
 	differs []string // directors whose services ask for another shape
 	broken  error    // why the services could not be read
 }
 
-// readServices asks the kernel.
-func readServices() (all []ipvs.Service, err error) {
+// readServices asks the kernel: for real servers' ports too if those matter.
+func readServices(ports bool) (all []offered, err error) {
 	c, err := ipvs.Dial()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	return c.Services()
+	services, err := c.Services()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range services {
+		v := offered{Service: s}
+		if ports {
+			dests, err := c.Dests(s)
+			if err != nil {
+				return nil, err
+			}
+			for _, d := range dests {
+				if d.Forward&conntable.FlagFwdMask == conntable.FlagFwdMasq && !slices.Contains(v.ports, d.Addr.Port()) {
+					v.ports = append(v.ports, d.Addr.Port())
+				}
+			}
+		}
+		all = append(all, v)
+	}
+	return all, nil
 }
 
 // watchServices reads the services that the share is divided by from the
@@ -53,15 +73,15 @@ func (d *daemon) watchServices() {
 	if !d.settings.IPVS || len(d.settings.VIPs) == 0 {
 		return
 	}
-	d.reshaper = &reshaper{d: d, log: d.log, read: readServices}
+	nat := d.settings.Inside != nil
+	d.reshaper = &reshaper{d: d, log: d.log, read: func() ([]offered, error) { return readServices(nat) }}
 	services, err := d.reshaper.read()
 	if err != nil {
 		d.reshaper.note(nil, err)
 		return
 	}
-	s := *d.settings
-	s.Services = s.divisions(services)
-	d.shape.Store(&s)
+	s := d.settings.follow(services)
+	d.shape.Store(s)
 	d.reshaper.tell(s.Services)
 }
 
@@ -100,8 +120,7 @@ func (r *reshaper) look(ctx context.Context) error {
 		r.note(nil, err)
 		return nil // the shape stays until they can be read
 	}
-	next := *now
-	next.Services = now.divisions(services)
+	next := now.follow(services)
 	shape := next.Shape()
 	r.d.gossip.want(shapeText(shape))
 	differs := r.d.gossip.wantOther(shapeText(shape))
@@ -109,7 +128,7 @@ func (r *reshaper) look(ctx context.Context) error {
 	if shape == now.Shape() || len(differs) > 0 {
 		return nil
 	}
-	return r.change(ctx, &next)
+	return r.change(ctx, next)
 }
 
 func (r *reshaper) note(differs []string, err error) {
@@ -166,11 +185,17 @@ func (r *reshaper) change(ctx context.Context, next *Settings) error {
 	return err
 }
 
-// setLink tells the core of the link, unless the share is held closed.
-func (e *Engine) setLink(now time.Duration, up bool) {
-	e.noLink = !up
+// setLink tells the core of an interface's link, unless the share is held
+// closed. Under LVS-NAT both LANs count: without the inside one replies would
+// be lost.
+func (e *Engine) setLink(now time.Duration, name string, up bool) {
+	if up {
+		delete(e.noLink, name)
+	} else {
+		e.noLink[name] = true
+	}
 	if !e.held {
-		e.core.SetLink(now, up)
+		e.core.SetLink(now, len(e.noLink) == 0)
 	}
 }
 
@@ -210,7 +235,7 @@ func (e *Engine) hold(ctx context.Context) error {
 // release ends hold.
 func (e *Engine) release(now time.Duration) {
 	e.held = false
-	e.core.SetLink(now, !e.noLink)
+	e.core.SetLink(now, len(e.noLink) == 0)
 }
 
 // rebirth begins a new life with another shape, of which nothing is open.

@@ -61,9 +61,9 @@ func (d *deriver) add(v ipvs.Service) {
 		d.put(partition.Service{Proto: v.Protocol, VIP: one(v), Port: v.Addr.Port()}, v, "%s is persistent in IPVS%s", nameOf(v), maskText(v))
 	}
 	if isFTP(v) && d.ours(v.Addr.Addr()) {
-		d.put(partition.Service{Proto: partition.TCP, VIP: one(v)}, ipvs.Service{}, "%s is FTP in IPVS: its data connections use other ports", nameOf(v))
+		d.put(partition.Service{Proto: partition.TCP, VIP: one(v)}, v, "%s is FTP in IPVS: its data connections use other ports", nameOf(v))
 		if !persistent {
-			d.put(partition.Service{Proto: partition.TCP, VIP: one(v), Port: ftpPort}, ipvs.Service{}, "%s is FTP in IPVS", nameOf(v))
+			d.put(partition.Service{Proto: partition.TCP, VIP: one(v), Port: ftpPort}, v, "%s is FTP in IPVS", nameOf(v))
 		}
 	}
 }
@@ -84,7 +84,12 @@ func one(v ipvs.Service) netip.Prefix {
 // netmask. Where two ask for one place the coarser serves both.
 func (d *deriver) put(at partition.Service, v ipvs.Service, why string, args ...any) {
 	at.Division = partition.Division{Sense: partition.SrcAddr, Method: d.settings.Method}
-	at.Bits4, at.Bits6 = prefixBits(v)
+	if v.Flags&ipvs.ServicePersistent != 0 {
+		at.Bits4, at.Bits6 = prefixBits(v)
+	}
+	if d.settings.Inside != nil {
+		at.Method = partition.ByHash // as what real servers open by themselves
+	}
 	at.Why = fmt.Sprintf(why, args...)
 	i := slices.IndexFunc(d.out, func(o partition.Service) bool { return o.Proto == at.Proto && o.VIP == at.VIP && o.Port == at.Port })
 	if i < 0 {

@@ -90,6 +90,7 @@ type FilterStatus struct {
 	Own       uint64 `json:"own_mac_packets"`
 	OwnSender string `json:"own_mac_sender,omitempty"`
 	Silenced  uint64 `json:"silenced_packets"`
+	Leaks     uint64 `json:"leaked_packets"` // LVS-NAT: real servers' replies to nothing that is known; dropped
 	Settling  int    `json:"settling_buckets"`
 	Waiting   uint64 `json:"queue_waiting_packets"` // backend nfqueue only
 	Forwarded uint64 `json:"forwarded_packets"`     // mode forward only: handed to the director of their bucket
@@ -225,6 +226,7 @@ func (d *daemon) filterStatus(st *Status) {
 		}
 	}
 	o.Waiting, o.Overruns = f.Waiting, f.Overruns
+	o.Leaks = f.Leaks
 	o.Settling, o.Intact = f.Settling.Len(), f.Intact
 	if f.OwnSender != nil {
 		o.OwnSender = f.OwnSender.String()
