@@ -68,6 +68,8 @@ type daemon struct {
 	reshaper *reshaper // nil where no services are read
 	shape    atomic.Pointer[Settings]
 	lead     chan struct{}
+
+	strangers strangers
 }
 
 // current returns the settings, with the services that the share is divided by
@@ -98,7 +100,7 @@ func Run(ctx context.Context, s *Settings, o Options) (err error) {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	engine := stopping{d.engine, stop}
-	tasks := []task.Task{engine, d.gossip, d.gate, d.pinger, d.control, task.Func{Name: "state to gossip", Do: d.tellState}, task.Func{Name: "reload", Do: d.watchReload}}
+	tasks := []task.Task{engine, d.gossip, d.gate, d.pinger, d.control, task.Func{Name: "state to gossip", Do: d.tellState}, task.Func{Name: "reload", Do: d.watchReload}, task.Func{Name: "fitness", Do: d.watchFitness}}
 	for _, s := range standIns(d.engine) {
 		tasks = append(tasks, s)
 	}
@@ -277,6 +279,7 @@ func (d *daemon) openLAN(device string, addresses []netip.Prefix, mac net.Hardwa
 	return lan.Open(lan.Config{
 		Interface: device, VIPs: addresses, MAC: mac, Own: d.settings.Forward, State: filepath.Clean(strings.TrimSuffix(d.settings.Socket, ".sock") + state),
 		Answer:  func(netip.Addr) bool { return d.engine.master.Load() },
+		Claimed: d.stranger,
 		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
 }

@@ -69,6 +69,12 @@ func (st *Status) troubles() (all []string) {
 		}
 	}
 	add(st.State != "ready" && st.State != "left", "this node is %s%s", st.State, because(st.Why))
+	for _, s := range st.Strangers {
+		add(true, "%s says that %s is its own, and is no director of this cluster: take the address off it", s.MAC, s.Addr)
+	}
+	for i := range st.Foreigners {
+		add(true, "%s", st.Foreigners[i].text())
+	}
 	add(st.Frozen, "planned moves are stopped until 'saru unfreeze'; failures still move shares")
 	if len(st.Share.Addresses) > 0 {
 		add(st.Filter.Why != "", "the kernel's filter cannot be read: %s", st.Filter.Why)

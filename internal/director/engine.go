@@ -78,6 +78,10 @@ type Engine struct {
 	onHoldings             func(all []membership.Holding) // nil but in mode forward
 	holdings, lastHoldings []membership.Holding
 	events                 events
+	foreigners             foreigners
+	cluster                uint32
+	share                  uint16
+	unfit                  string // why this node is degraded, or soon will be
 
 	plain, out, in []byte
 	to             []netip.AddrPort
@@ -105,6 +109,7 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	e := &Engine{
+		cluster: membership.ClusterID(s.Cluster), share: uint16(s.ID),
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
 		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
@@ -155,6 +160,15 @@ func (e *Engine) post(ctx context.Context, f func(now time.Duration)) {
 	case e.calls <- f:
 		e.wake()
 	case <-ctx.Done():
+	}
+}
+
+// postNow makes the engine call f soon, unless many calls wait.
+func (e *Engine) postNow(f func(now time.Duration)) {
+	select {
+	case e.calls <- f:
+		e.wake()
+	default:
 	}
 }
 
@@ -277,6 +291,9 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 	if err != nil {
 		p.refused++
 		e.drops[err]++
+		if isForeignKey(err) {
+			e.foreign(p, from, "", whyKey)
+		}
 		return
 	}
 	e.plain = plain
@@ -291,7 +308,9 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 		e.drops[err]++
 		return
 	}
-	if from.IsValid() {
+	if ours, name := e.ofOurs(m); !ours {
+		e.foreign(p, from, name, whyCluster)
+	} else if from.IsValid() {
 		e.learn(membership.From(m), from)
 	}
 	if p.frame != nil {
@@ -410,7 +429,7 @@ func (e *Engine) follow() {
 	}
 	happened := e.core.Events()
 	for i := range happened {
-		told := fromCore(&happened[i])
+		told := fromCore(&happened[i], e.unfit)
 		e.log.Info(told.Text, "kind", told.Kind)
 		e.events.add(told)
 	}

@@ -92,8 +92,12 @@ func (r *events) after(seq uint64, limit int) ([]Event, <-chan struct{}) {
 	return out, r.more
 }
 
-// fromCore is a membership event as we tell it.
-func fromCore(e *membership.Event) Event {
+// fromCore is a membership event as we tell it. The protocol knows that this
+// node is degraded, and unfit why.
+func fromCore(e *membership.Event, unfit string) Event {
+	if e.Kind == membership.StateChanged && e.Why == degradedItself {
+		e.Why = orElse(unfit, e.Why)
+	}
 	out := Event{
 		Kind: e.Kind.String(), Node: e.Node, From: e.From, To: e.To, Was: e.Was, Is: e.Is, Why: e.Why, Text: e.String(),
 	}
@@ -104,6 +108,16 @@ func fromCore(e *membership.Event) Event {
 		out.Buckets, out.Count = e.Buckets.String(), e.Buckets.Len()
 	}
 	return out
+}
+
+// degradedItself is what the protocol says of a node that said so itself.
+const degradedItself = "degraded"
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }
 
 // serve answers GET /events: one JSON object a line, those after ?after=; with

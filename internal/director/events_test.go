@@ -42,7 +42,7 @@ func TestEventsFollowed(t *testing.T) {
 	var moved partition.Set
 	moved.Add(3)
 	e := membership.Event{Kind: membership.Moved, From: "d1", To: "d2", Why: "d1 drains", Buckets: moved, Epoch: membership.Epoch{Term: 2, Counter: 5}}
-	r.add(fromCore(&e))
+	r.add(fromCore(&e, ""))
 	<-more
 	w := httptest.NewRecorder()
 	r.serve(w, httptest.NewRequest("GET", "/events?after=1", nil))

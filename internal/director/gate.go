@@ -21,7 +21,8 @@ type gate struct {
 	client *control.Client
 	delay  time.Duration
 	up     chan struct{}
-	told   string // owned by the engine
+
+	told, degraded string // owned by the engine
 }
 
 func newGate(e *Engine, socket string, delay time.Duration) *gate {
@@ -40,9 +41,9 @@ func (g *gate) Run(ctx context.Context) error {
 	close(g.up)
 	start := time.Now()
 	for {
-		full, cold, told := g.judge(ctx, time.Since(start))
+		full, cold, told, degraded := g.judge(ctx, time.Since(start))
 		g.engine.post(ctx, func(now time.Duration) {
-			g.told = told
+			g.told, g.degraded = told, degraded
 			g.engine.core.SetGate(now, full, cold)
 		})
 		select {
@@ -54,18 +55,21 @@ func (g *gate) Run(ctx context.Context) error {
 }
 
 // judge returns whether this node may have a share (full), whether it may if
-// nobody else serves (cold), and what it found.
-func (g *gate) judge(ctx context.Context, up time.Duration) (full, cold bool, told string) {
+// nobody else serves (cold), what it found, and what is wrong with syncd.
+func (g *gate) judge(ctx context.Context, up time.Duration) (full, cold bool, told, degraded string) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var st struct {
-		Synced bool `json:"synced"`
+		Synced   bool   `json:"synced"`
+		Degraded string `json:"degraded"`
 	}
 	switch err := g.client.Get(ctx, "/status", &st); {
 	case err != nil:
-		return up >= g.delay, true, "no syncd answers"
+		return up >= g.delay, true, "no syncd answers", ""
+	case st.Synced && st.Degraded != "":
+		return true, true, "synced, and degraded: " + st.Degraded, st.Degraded
 	case st.Synced:
-		return true, true, "synced"
+		return true, true, "synced", ""
 	}
-	return false, up >= coldWait, "syncd is not synced yet"
+	return false, up >= coldWait, "syncd is not synced yet", st.Degraded
 }

@@ -41,6 +41,7 @@ func (st *Status) scrape(s *metrics.Sink) {
 	s.Counter("silenced_packets_total", "Unknown mid-stream packets met with silence.", st.Filter.Silenced)
 	s.Counter("forwarded_packets_total", "Packets handed to the director of their bucket.", st.Filter.Forwarded)
 	s.Counter("queue_overrun_packets_total", "Packets dropped because user space could not judge them in time.", st.Filter.Overruns)
+	s.Counter("stranger_claims_total", "Claims of others that a virtual address is theirs.", st.StrangerClaims)
 	s.Counter("filter_resets_total", "Times that the table was found changed by others.", st.Filter.Resets)
 	s.Gauge("worst_tick_seconds", "By how much a tick was ever late.", st.Engine.WorstTickMS/1000)
 	s.Counter("stand_in_turns_total", "Turns of the protocol done while the kernel held up the engine's own thread.", st.Engine.StandInTurns)

@@ -12,23 +12,26 @@ import (
 
 // A Status is what 'saru status --json' prints.
 type Status struct {
-	Cluster string         `json:"cluster"`
-	Node    string         `json:"node"`
-	Role    string         `json:"role"`
-	State   string         `json:"state"`
-	Why     string         `json:"why,omitempty"`
-	Master  string         `json:"master"`
-	Epoch   uint64         `json:"epoch"` // term << 32 | counter: only grows
-	Frozen  bool           `json:"frozen"`
-	Quorum  QuorumStatus   `json:"quorum"`
-	Members []MemberStatus `json:"members"`
-	Share   ShareStatus    `json:"share"`
-	Filter  FilterStatus   `json:"filter"`
-	Syncd   string         `json:"syncd"`
-	Paths   []PathStatus   `json:"paths"`
-	Engine  EngineStatus   `json:"engine"`
-	Changes []Event        `json:"changes"` // the last few of 'saru events'
-	Version string         `json:"version"`
+	Cluster        string         `json:"cluster"`
+	Node           string         `json:"node"`
+	Role           string         `json:"role"`
+	State          string         `json:"state"`
+	Why            string         `json:"why,omitempty"`
+	Master         string         `json:"master"`
+	Epoch          uint64         `json:"epoch"` // term << 32 | counter: only grows
+	Frozen         bool           `json:"frozen"`
+	Quorum         QuorumStatus   `json:"quorum"`
+	Members        []MemberStatus `json:"members"`
+	Share          ShareStatus    `json:"share"`
+	Filter         FilterStatus   `json:"filter"`
+	Syncd          string         `json:"syncd"`
+	Paths          []PathStatus   `json:"paths"`
+	Engine         EngineStatus   `json:"engine"`
+	Strangers      []Stranger     `json:"strangers"`  // who else claims a virtual address
+	Foreigners     []Foreigner    `json:"foreigners"` // whose heartbeats come and are not acted on
+	StrangerClaims uint64         `json:"stranger_claims"`
+	Changes        []Event        `json:"changes"` // the last few of 'saru events'
+	Version        string         `json:"version"`
 
 	Protocol membership.Stats `json:"protocol"`
 }
@@ -144,12 +147,15 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	st.Share.Services, st.Share.ServicesWhy = serviceStatus(d.current()), d.reshaper.why()
 	var snap membership.Snapshot
 	addrs := map[membership.NodeID]string{}
+	unfit := ""
 	err := d.engine.ask(ctx, func(now time.Duration) {
 		snap = d.engine.core.Snapshot(now)
 		for id, a := range d.engine.addrs {
 			addrs[id] = a.Addr().String()
 		}
 		d.engineStatus(st, &snap)
+		unfit = d.engine.unfit
+		st.Foreigners = d.engine.foreigners.now(now)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the engine does not answer: %w", err)
@@ -162,6 +168,10 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	st.Share.LeaseMS, st.Share.LeaseLeftMS = ms(s.Lease), ms(snap.LeaseLeft)
 	d.memberStatus(st, &snap, addrs)
 	d.filterStatus(st)
+	if st.Why == degradedItself {
+		st.Why = orElse(unfit, st.Why)
+	}
+	st.Strangers, st.StrangerClaims = d.strangers.now(time.Now())
 	st.Changes, _ = d.engine.events.after(0, changesShown)
 	return st, nil
 }

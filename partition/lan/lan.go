@@ -31,6 +31,11 @@ type Config struct {
 	// each director another: who answers gets the frames (package forward).
 	Own bool
 
+	// Claimed is told of everybody else who says that a virtual address is its
+	// own, each time. It is called from Run's goroutines, and must not wait. Nil:
+	// nobody is told.
+	Claimed func(addr netip.Addr, mac net.HardwareAddr)
+
 	// Changed is told what somebody else has changed and Run has put right. It
 	// is called from one of Run's goroutines. Nil: nobody is told.
 	Changed func(what string)
@@ -232,9 +237,13 @@ func (l *LAN) isVIP(a netip.Addr) bool {
 
 // conflict counts somebody else's claim to a virtual address. Another director
 // may be it that answered before this one.
-func (l *LAN) conflict() {
-	if !l.cfg.Own {
-		l.conflicts.Add(1)
+func (l *LAN) conflict(addr netip.Addr, mac [6]byte) {
+	if l.cfg.Own {
+		return
+	}
+	l.conflicts.Add(1)
+	if l.cfg.Claimed != nil {
+		l.cfg.Claimed(addr, mac[:])
 	}
 }
 
@@ -252,7 +261,7 @@ func (l *LAN) answerARP(frame []byte) error {
 		return nil
 	}
 	if l.isVIP(p.sender) && p.senderMAC != l.mac {
-		l.conflict()
+		l.conflict(p.sender, p.senderMAC)
 		return nil
 	}
 	if p.op != opRequest || p.sender == p.target || !l.isVIP(p.target) || !unicast(p.senderMAC) || !l.asked(p.sender) {
@@ -275,7 +284,11 @@ func (l *LAN) answerND(frame []byte) error {
 	}
 	claims := p.kind == advertisement && l.isVIP(p.target) || p.kind == solicitation && l.isVIP(p.src)
 	if claims && p.mac != l.mac {
-		l.conflict()
+		claimed := p.target
+		if p.kind == solicitation {
+			claimed = p.src
+		}
+		l.conflict(claimed, p.mac)
 		return nil
 	}
 	if p.kind != solicitation || !l.isVIP(p.target) || p.src == p.target || !l.asked(p.src) {
