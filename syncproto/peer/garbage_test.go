@@ -15,7 +15,7 @@ import (
 
 // kinds of garbage, and what they are counted as. Each datagram that is made
 // is another.
-func garbage(t testing.TB, s *Session) []struct {
+func garbage(t testing.TB, hear func(d []byte, from netip.AddrPort)) []struct {
 	name string
 	make func() []byte
 	drop []Drop
@@ -33,9 +33,9 @@ func garbage(t testing.TB, s *Session) []struct {
 	known := seal.NewSealer(keys(t, keyA), purposeDatagram)
 	hb := (&heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d2"}).append(nil, conntable.NodeIDOf("d2"))
 	first, _ := known.Seal(nil, hb)
-	s.receive(first, from, true)
+	hear(first, from)
 	later, _ := sealer.Seal(nil, appendHead(nil, 99, conntable.NodeIDOf("d4")))
-	s.receive(later, netip.MustParseAddrPort("10.0.0.8:8849"), true)
+	hear(later, netip.MustParseAddrPort("10.0.0.8:8849"))
 	return []struct {
 		name string
 		make func() []byte
@@ -69,26 +69,30 @@ func garbage(t testing.TB, s *Session) []struct {
 // and holds up nobody that is known.
 func TestFloodOfGarbage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, a, b, got := pair(t)
-		for _, kind := range garbage(t, b) {
+		network, a, b, got := pair(t)
+		hear := func(d []byte, from netip.AddrPort) { network.Inject(2, d, from) }
+		kinds := garbage(t, hear)
+		synctest.Wait()
+		for _, kind := range kinds {
 			var before, after uint64
 			for _, d := range kind.drop {
 				before += b.drops[d].Load()
 			}
 			const flood = 2000
 			for range flood {
-				b.receive(kind.make(), from, true)
+				hear(kind.make(), from)
 			}
+			synctest.Wait()
 			for _, d := range kind.drop {
 				after += b.drops[d].Load()
 			}
 			if after-before != flood {
 				t.Errorf("%s: %d of %d counted as %v", kind.name, after-before, flood, kind.drop)
 			}
-			n := len(*got)
+			n := count(got)
 			a.Send([]conntable.Record{now(a)})
 			time.Sleep(time.Millisecond)
-			if len(*got) != n+1 {
+			if count(got) != n+1 {
 				t.Errorf("%s: a record did not come beside the flood", kind.name)
 			}
 		}
@@ -103,7 +107,7 @@ func TestFloodOfGarbage(t *testing.T) {
 func TestNewSenderInAFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := session(t, keys(t, keyA), "d1", silent{peertest.New(1).Node(1)})
-		kinds := garbage(t, s)
+		kinds := garbage(t, func(d []byte, from netip.AddrPort) { s.receive(d, from, true) })
 		hb := (&heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d3"}).append(nil, conntable.NodeIDOf("d3"))
 		for range 1000 {
 			s.receive(kinds[3].make(), from, true)
@@ -131,7 +135,7 @@ func TestNewSenderInAFlood(t *testing.T) {
 
 func BenchmarkGarbage(b *testing.B) {
 	s, _ := session(b, keys(b, keyA), "d1", nowhere{})
-	for _, kind := range garbage(b, s) {
+	for _, kind := range garbage(b, func(d []byte, from netip.AddrPort) { s.receive(d, from, true) }) {
 		b.Run(kind.name, func(b *testing.B) {
 			many := make([][]byte, 4096)
 			for i := range many {

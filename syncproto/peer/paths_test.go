@@ -28,9 +28,9 @@ func TestPrunedFromTheGroup(t *testing.T) {
 		network, a, b, got := pair(t)
 		network.SetPruned(network.Get(2), true)
 		tellEvery(a, 4*time.Second)
-		before := len(*got)
+		before := count(got)
 		tellEvery(a, time.Second)
-		if n := len(*got) - before; n < 48 {
+		if n := count(got) - before; n < 48 {
 			t.Errorf("%d of 50 records came while pruned", n)
 		}
 		if p := a.Peers()[0]; p.Path != "alone" || p.State == "silent" {
@@ -46,8 +46,8 @@ func TestPrunedFromTheGroup(t *testing.T) {
 		if p, w := a.Peers()[0], append(a.Warnings(), b.Warnings()...); p.Path != "group" || len(w) > 0 {
 			t.Errorf("a of b when it is over: %+v, %v", p, w)
 		}
-		if p := b.Peers()[0]; p.Missing > 0 || len(*got) != 350 {
-			t.Errorf("%d of 350 records came, %+v", len(*got), p)
+		if p := b.Peers()[0]; p.Missing > 0 || count(got) != 350 {
+			t.Errorf("%d of 350 records came, %+v", count(got), p)
 		}
 	})
 }
@@ -79,11 +79,11 @@ func TestDatagramsFitThePath(t *testing.T) {
 					recs[i] = now(a)
 					recs[i].Version.Clock += uint64(i) * 1000 // some bytes each
 				}
-				before := len(*got)
+				before := count(got)
 				a.Send(recs)
 				time.Sleep(time.Second)
-				if p := b.Peers()[0]; len(*got)-before != len(recs) || p.Missing > 0 {
-					t.Errorf("%d of %d records came, %d datagrams missing", len(*got)-before, len(recs), p.Missing)
+				if p := b.Peers()[0]; count(got)-before != len(recs) || p.Missing > 0 {
+					t.Errorf("%d of %d records came, %d datagrams missing", count(got)-before, len(recs), p.Missing)
 				}
 				datagrams, _ := a.Sent()
 				if most := len(recs) * 10 / c.want; int(datagrams) > 2*most+2 {
@@ -104,8 +104,8 @@ func TestPathShrinks(t *testing.T) {
 		if n := int(a.size.Load()); n != DefaultDatagram {
 			t.Errorf("datagrams of %d bytes, want %d", n, DefaultDatagram)
 		}
-		if p := b.Peers()[0]; p.Missing > 0 || len(*got) != 1500 {
-			t.Errorf("%d of 1500 records came, %+v", len(*got), p)
+		if p := b.Peers()[0]; p.Missing > 0 || count(got) != 1500 {
+			t.Errorf("%d of 1500 records came, %+v", count(got), p)
 		}
 	})
 }
@@ -154,4 +154,42 @@ func TestNameClashPasses(t *testing.T) {
 			t.Errorf("warnings %v after it was over", s.Warnings())
 		}
 	})
+}
+
+// News is told in many datagrams while heartbeats change how it is told.
+func TestSendWhileSizesChange(t *testing.T) {
+	kr := keys(t, keyA)
+	s, _ := sessionOf(t, kr, "d1", nowhere{}, 8972)
+	sealer := seal.NewSealer(kr, purposeDatagram)
+	recs := make([]conntable.Record, 4000)
+	for i := range recs {
+		recs[i] = now(s)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			s.Send(recs)
+		}
+	}()
+	for i := 0; ; i++ {
+		select {
+		case <-done:
+			return
+		default:
+		}
+		hb := heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d2", version: 1 + uint8(i%2)}
+		hb.paths = []path{{node: s.self, size: uint16(1000 * (i % 9))}}
+		d, _ := sealer.Seal(nil, hb.append(nil, conntable.NodeIDOf("d2")))
+		s.receive(d, from, true)
+		s.mu.Lock()
+		s.peers[conntable.NodeIDOf("d2")].since = time.Time{} // its word counts
+		s.mu.Unlock()
+	}
+}
+
+// count is how many records were delivered by now, in virtual time.
+func count(got *[]conntable.Record) int {
+	synctest.Wait()
+	return len(*got)
 }

@@ -82,7 +82,7 @@ func (p *peerState) stateName(now time.Time) string {
 // begin starts a new life of the peer.
 func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.boot, p.incarnation = boot, hb.incarnation
-	p.since = now
+	p.since, p.way.groupAt = now, now
 	p.gaps.begin(hb.highest)
 	p.gapAt = time.Time{}
 	p.pullWanted, p.pulled, p.pullAt, p.failures, p.pull = true, false, now, 0, pullState{}

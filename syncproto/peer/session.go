@@ -118,7 +118,7 @@ type Session struct {
 	out    [][]byte
 	outN   int
 
-	ringMu    sync.Mutex
+	ringMu    sync.Mutex // after mu, where both are held
 	ring      ring
 	recordsAt time.Time // when records were last sent
 	sent      uint64    // records
@@ -251,6 +251,9 @@ func (s *Session) Send(recs []conntable.Record) {
 // sendOne makes one datagram of what the batch has, and reports whether there
 // was anything left.
 func (s *Session) sendOne(version uint8, clock uint64) bool {
+	if s.outN == len(s.out) {
+		s.flushOut() // not with ringMu held: that comes after mu
+	}
 	now := time.Now()
 	s.ringMu.Lock()
 	defer s.ringMu.Unlock()
@@ -262,9 +265,6 @@ func (s *Session) sendOne(version uint8, clock uint64) bool {
 	s.ring.store(message, now)
 	s.recordsAt = now
 	s.sent += uint64(n)
-	if s.outN == len(s.out) {
-		s.flushOut()
-	}
 	s.out[s.outN], _ = s.sealer.Seal(s.out[s.outN][:0], message)
 	s.outN++
 	return true
