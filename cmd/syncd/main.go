@@ -7,12 +7,16 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"saru/internal/cli"
 	"saru/internal/config"
 	"saru/internal/control"
+	"saru/internal/privilege"
 	"saru/internal/syncd"
 )
 
@@ -39,7 +43,20 @@ func run(ctx context.Context, log *slog.Logger, f *cli.Flags, ready func()) erro
 	if err != nil {
 		return err
 	}
-	return syncd.Run(ctx, log, settings, f.Keep, ready)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	return syncd.Run(ctx, log, settings, syncd.Options{
+		Keep: f.Keep, Level: &f.Level, Debug: f.Debug, Hangup: hangup,
+		Load: func() (*syncd.Settings, error) { return syncd.Load(f.Config) },
+		Ready: func() {
+			// Modules are loaded and files are open; what is left needs no more.
+			if err := privilege.Keep(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW); err != nil {
+				log.Warn("capabilities that are not needed stay", "err", err)
+			}
+			ready()
+		},
+	})
 }
 
 // client asks at the control socket that the configuration names; without a

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -22,24 +23,41 @@ const (
 	ipv6UDPHeaders = 40 + 8
 )
 
+// Options say how Run is run. The zero value will do.
+type Options struct {
+	Keep  bool   // leave the kernel's sync threads and settings in place at the end
+	Ready func() // called once everything works
+
+	Hangup <-chan os.Signal          // asks to read the configuration again,
+	Load   func() (*Settings, error) // which this does
+	Level  *slog.LevelVar            // of the log
+	Debug  bool                      // the level stays
+}
+
 // Run is the daemon: it mirrors until ctx ends, and leaves the kernel as it
-// found it unless keep is set. ready is called once everything works. All that
-// can be refused is refused before the kernel is touched.
-func Run(ctx context.Context, log *slog.Logger, s *Settings, keep bool, ready func()) (err error) {
+// found it unless that is to be kept. All that can be refused is refused
+// before the kernel is touched.
+func Run(ctx context.Context, log *slog.Logger, s *Settings, o Options) (err error) {
 	d := &daemon{}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := d.open(log, s, keep); err != nil {
+	if err := d.open(log, s, o.Keep); err != nil {
 		return err
 	}
 	log.Info("start", "node", s.Node, "group", s.UDP.Group, "peers", s.UDP.Peers)
-	tasks := []task.Task{d.kernel, d.engine, d.control}
+	r := &reloader{Options: o, log: log, engine: d.engine, now: s}
+	r.setLevel(s.Level)
+	tasks := []task.Task{d.kernel, d.engine, d.control, r}
 	if d.bridge != nil {
 		tasks = append(tasks, d.bridge)
 	}
 	if d.metrics != nil {
 		tasks = append(tasks, d.metrics)
 	}
-	err = task.Run(ctx, ready, tasks...)
+	if w := newWatchdog(log, d.engine); w != nil {
+		tasks = append(tasks, w)
+	}
+	err = task.Run(ctx, o.Ready, tasks...)
+	notify(log, stateStopping)
 	log.Info("stop", "err", err)
 	return err
 }

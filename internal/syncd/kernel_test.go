@@ -35,7 +35,7 @@ func director(path string) int {
 	defer stop()
 	s, err := Load(path)
 	if err == nil {
-		err = Run(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), s, false, func() {})
+		err = Run(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), s, Options{})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

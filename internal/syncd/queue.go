@@ -92,3 +92,10 @@ func (q *queue) flushed(ctx context.Context) error {
 		return nil
 	}
 }
+
+// progress returns how many entries wait, and how many were dealt with.
+func (q *queue) progress() (waiting int, done uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return int(q.pushed - q.done), q.done
+}

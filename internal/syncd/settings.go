@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -45,6 +46,7 @@ type File struct {
 		Socket  string `toml:"socket"`
 		Saru    string `toml:"saru"`
 		Metrics string `toml:"metrics"`
+		Debug   bool   `toml:"debug"`
 	} `toml:"control"`
 }
 
@@ -77,6 +79,7 @@ type Settings struct {
 	Socket  string
 	Saru    string // saru's control socket; empty: it is not asked
 	Metrics string // empty: none
+	Level   slog.Level // info or debug
 }
 
 // maxLimit is what the table's references can name.
@@ -219,7 +222,10 @@ func (f *File) checkFilter(s *Settings) (err error) {
 	return err
 }
 
-func (f *File) checkControl(*Settings) error {
+func (f *File) checkControl(s *Settings) error {
+	if f.Control.Debug {
+		s.Level = slog.LevelDebug
+	}
 	if f.Control.Socket == "" {
 		return config.Bad("control.socket = \"\": must be a path, such as %q", DefaultFile().Control.Socket)
 	}
