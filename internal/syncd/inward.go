@@ -173,6 +173,7 @@ func (e *Engine) watchServices() {
 	}
 	all := serversOf(now.Targets)
 	e.servers.Store(&all)
+	e.tellServices(&now)
 	before := e.services.Swap(&now)
 	if before == nil {
 		before = &Services{}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/syncproto/peer"
 )
 
 // A Kernel is the IPVS side as the engine sees it. What it captures it tells
@@ -46,6 +47,7 @@ type Target struct {
 type Services struct {
 	Targets     map[Target]struct{}
 	Connections int // active and inactive, at all real servers
+	Items       []peer.ServiceItem
 }
 
 // KernelStats is what became of what passed between us and the kernel.

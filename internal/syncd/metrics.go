@@ -62,6 +62,9 @@ func (st *Status) scrapePeers(s *metrics.Sink) {
 		s.Counter("peer_mended_total", "Records that came because tables differed.", st.Peers[i].Mended, "peer", st.Peers[i].Name)
 	}
 	for i := range st.Peers {
+		s.Gauge("peer_drift", "Differences between the peer's services and real servers and ours.", float64(len(st.Peers[i].Drift)), "peer", st.Peers[i].Name)
+	}
+	for i := range st.Peers {
 		if eq := st.Peers[i].DigestEqual; eq != nil {
 			s.Flag("peer_digest_equal", "1 if the peer's table was equal at the last comparison.", *eq, "peer", st.Peers[i].Name)
 		}

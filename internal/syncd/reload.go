@@ -51,7 +51,11 @@ func (r *reloader) reload() {
 		r.setLevel(s.Level)
 		done = append(done, "control.debug")
 	}
-	r.now.Filter, r.now.Level = s.Filter, s.Level
+	if !reflect.DeepEqual(s.Keys, r.now.Keys) {
+		r.engine.SetKeys(s.Keys)
+		done = append(done, "sync.key_file")
+	}
+	r.now.Filter, r.now.Level, r.now.Keys = s.Filter, s.Level, s.Keys
 	if left := needRestart(r.now, s); len(left) > 0 {
 		r.log.Warn("reload: these changed, and come into force when syncd is restarted", "keys", left)
 	}
@@ -74,7 +78,6 @@ func needRestart(a, b *Settings) (keys []string) {
 		{"sync.interface", func(s *Settings) any { return interfaceOf(s) }},
 		{"sync.group", func(s *Settings) any { return s.UDP.Group }},
 		{"sync.peers", func(s *Settings) any { return s.UDP.Peers }},
-		{"sync.key_file", func(s *Settings) any { return s.Keys }},
 		{"kernel.source", func(s *Settings) any { return s.Source }},
 		{"kernel.limit", func(s *Settings) any { return s.Limit }},
 		{"legacy", func(s *Settings) any { return s.Legacy }},

@@ -116,7 +116,7 @@ func TestReload(t *testing.T) {
 		}
 		must(t, os.WriteFile(key, []byte("BBECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
 		put("", "")
-		says("keys=[sync.key_file]")
+		says("changed=[sync.key_file]")
 	})
 }
 

@@ -77,8 +77,8 @@ type Settings struct {
 	Filter  *ServiceFilter  // nil: all
 	Legacy  *LegacySettings // nil: off
 	Socket  string
-	Saru    string // saru's control socket; empty: it is not asked
-	Metrics string // empty: none
+	Saru    string     // saru's control socket; empty: it is not asked
+	Metrics string     // empty: none
 	Level   slog.Level // info or debug
 }
 

@@ -194,6 +194,14 @@ func (st *Status) printPeers(w io.Writer) {
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%.0f ms\t%d\t%d\t%d\t%s\n", p.Name, p.Addr, peerState(p), p.LagMS, p.Received, p.Lost, p.Repaired, same)
 	}
 	t.Flush()
+	if st.drift() > 0 {
+		fmt.Fprintln(w, "\n  SERVICES DIFFER:")
+	}
+	for i := range st.Peers {
+		for _, line := range st.Peers[i].Drift {
+			fmt.Fprintf(w, "    %s\n", line)
+		}
+	}
 	for i := range st.Peers {
 		if p := &st.Peers[i]; p.Error != "" {
 			fmt.Fprintf(w, "  last pull from %s failed: %s\n", p.Name, p.Error)

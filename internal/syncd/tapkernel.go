@@ -64,14 +64,25 @@ var notCovered = []string{
 
 func (k lister) Services() (Services, error) {
 	out := Services{Targets: map[Target]struct{}{}}
-	err := k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
-		out.Targets[target(s, d)] = struct{}{}
-		out.Connections += int(d.Active + d.Inactive)
+	err := k.each(func(s *ipvs.Service, dests []ipvs.Dest) {
+		out.Items = appendItems(out.Items, s, dests)
+		for i := range dests {
+			out.Targets[target(s, &dests[i])] = struct{}{}
+			out.Connections += int(dests[i].Active + dests[i].Inactive)
+		}
 	})
 	return out, err
 }
 
 func (k lister) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
+	return k.each(func(s *ipvs.Service, dests []ipvs.Dest) {
+		for i := range dests {
+			fn(s, &dests[i])
+		}
+	})
+}
+
+func (k lister) each(fn func(*ipvs.Service, []ipvs.Dest)) error {
 	services, err := k.client.Services()
 	if err != nil {
 		return err
@@ -81,9 +92,7 @@ func (k lister) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
 		if err != nil {
 			return fmt.Errorf("service %v: %w", services[i].Addr, err)
 		}
-		for j := range dests {
-			fn(&services[i], &dests[j])
-		}
+		fn(&services[i], dests)
 	}
 	return nil
 }

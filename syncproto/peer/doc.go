@@ -194,6 +194,28 @@
 // It answers with those datagrams of records that it keeps, to the asker
 // alone, with their age.
 //
+// Type 4, services, every 5 s: the digest of what the sender balances.
+//
+//	+---------------------------------------------------------------+
+//	|                       digest (64), not 0                      |
+//	|                                                               |
+//	+---------------------------------------------------------------+
+//
+// It is the first 8 bytes of SHA-256 over the items of its list, in order of
+// their names. An item is
+//
+//	| name length (8) | name | length (8) | value |
+//
+// in printable ASCII: a service or one of its real servers, and how it is
+// configured, in ipvsadm's words. Who differs from a peer for 8 s gets its list by
+// a stream that begins with
+//
+//	| version | type 22 | zero (16) | node (32) | name length (8) | name |
+//
+// and is answered by frames of type 23, items behind the 8-byte head, and a frame
+// of type 19 with nothing behind its head. At most 16,384 items are told. What
+// differs is shown to people; nothing else follows from it.
+//
 // # Bulk
 //
 // TCP on the same port, sealed by seal.Stream. The puller's first frame is

@@ -33,6 +33,8 @@ func (s *Session) work(ctx context.Context, now time.Time) time.Time {
 	next = earlier(next, s.askMissing(now))
 	next = earlier(next, s.startPulls(ctx, now))
 	next = earlier(next, s.startRepairs(ctx, now))
+	next = earlier(next, s.tellServices(now))
+	next = earlier(next, s.fetchServices(ctx, now))
 	s.forgetSilent(now)
 	if !s.checkJoined(now) {
 		next = earlier(next, now.Add(heartbeatEvery))

@@ -58,6 +58,8 @@ type peerState struct {
 	equalH  uint64
 	unequal int // comparisons in a row that found a difference
 
+	services peerServices
+
 	repairAt   time.Time // not before
 	repairWait time.Duration
 	repairs    uint64
@@ -88,6 +90,7 @@ func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.pullWanted, p.pulled, p.pullAt, p.failures, p.pull = true, false, now, 0, pullState{}
 	p.digests, p.equal, p.equalH, p.unequal = digests{}, nil, 0, 0
 	p.repairAt, p.repairWait, p.fetched = time.Time{}, 0, false
+	p.services = peerServices{fetching: p.services.fetching, list: p.services.list}
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -139,6 +142,9 @@ type PeerStatus struct {
 	Repairs     uint64  `json:"repairs"`      // of tables that differed
 	Mended      uint64  `json:"mended"`       // records that came by them
 	Error       string  `json:"error,omitempty"`
+	// How its services differ from ours, for people; empty if they do not,
+	// or have not for long.
+	Drift []string `json:"drift,omitempty"`
 }
 
 func (p *peerState) status(now time.Time) PeerStatus {
@@ -158,6 +164,7 @@ func (p *peerState) status(now time.Time) PeerStatus {
 	if p.way.told && p.way.alone {
 		st.Path = "alone"
 	}
+	st.Drift = p.services.drift
 	if p.pullErr != nil {
 		st.Error = p.pullErr.Error()
 	}

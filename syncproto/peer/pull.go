@@ -71,24 +71,36 @@ type pullState struct {
 // pull delivers what request asks the peer for, and notes in st how far that
 // has come.
 func (s *Session) pull(ctx context.Context, t pullTarget, request []byte, st *pullState) error {
-	dialCtx, cancel := context.WithTimeout(ctx, frameTimeout)
-	defer cancel()
-	conn, err := s.cfg.Transport.Dial(dialCtx, netip.AddrPortFrom(t.addr.Addr(), t.port))
+	conn, stream, err := s.dial(ctx, t)
 	if err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	stream, err := seal.Client(newTimedConn(conn), s.keys.Load(), purposeBulk)
-	if err != nil {
-		return err
-	}
 	if err := stream.Write(request); err != nil {
 		return err
 	}
 	r := bulkReader{s: s, t: t, st: st}
 	return r.read(stream)
+}
+
+// dial opens a stream to a peer. The caller closes the connection.
+func (s *Session) dial(ctx context.Context, t pullTarget) (net.Conn, *seal.Stream, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, frameTimeout)
+	defer cancel()
+	conn, err := s.cfg.Transport.Dial(dialCtx, netip.AddrPortFrom(t.addr.Addr(), t.port))
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	stream, err := seal.Client(newTimedConn(conn), s.keys.Load(), purposeBulk)
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, stream, nil
 }
 
 // appendPull makes the first frame of a stream that asks for all, or for what

@@ -44,6 +44,8 @@ func (s *Session) receive(datagram []byte, from netip.AddrPort, group bool) {
 		s.noteArrival(h.node, len(datagram), group, time.Now())
 	case h.typ == typeMissing:
 		s.onMissing(from, &c)
+	case h.typ == typeServices:
+		s.onServices(h.node, boot, &c)
 	default:
 		s.drops.count(DropType)
 	}

@@ -145,12 +145,15 @@ func (s *Session) serveStream(st *seal.Stream) error {
 	}
 	var h head
 	c, err := h.parse(frame)
-	if err != nil || h.typ != typePull && h.typ != typeRepair {
+	if err != nil || h.typ != typePull && h.typ != typeRepair && h.typ != typeGetServices {
 		return errors.Join(errMalformed, err)
 	}
 	name := parseName(&c)
 	if c.bad {
 		return errMalformed
+	}
+	if h.typ == typeGetServices {
+		return s.sendServices(st)
 	}
 	if h.typ == typePull {
 		at, ok := conntable.ParseCursor(c.b)

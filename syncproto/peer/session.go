@@ -140,7 +140,10 @@ type Session struct {
 	digests   digests      // this node's own
 	ownSlices sliceHistory // what the newest of them are the sums of
 	clashAt   time.Time    // when another node spoke under our name
-	clashAddr netip.AddrPort
+
+	services   serviceList // this node's own
+	servicesAt time.Time   // when it was last told
+	clashAddr  netip.AddrPort
 
 	rateAt   time.Time // beat's own
 	rateSent uint64
