@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Of two directors, the one without carrier stops and the other has all; with
@@ -60,5 +63,88 @@ func TestTwoDirectorsAndLinks(t *testing.T) {
 	t.Logf("%d datagrams were accepted twice at the healing, within %v", n, last.Sub(first))
 	if n > 0 && last.Sub(first) > 500*time.Millisecond {
 		t.Errorf("two acceptors for %v after the healing", last.Sub(first))
+	}
+}
+
+// A LAN in two halves, each with a director and clients: under quorum "lan"
+// each half serves all of its own. When they grow together again both accept
+// until a heartbeat has passed between them and was acted on, which is counted;
+// then one of them has closed.
+func TestSplitAndHeal(t *testing.T) {
+	l := newLab(t, 2, "")
+	d1, d2 := l.nodes[0], l.nodes[1]
+	l.bridge("br1")
+	trunk := func(up bool) {
+		l.must(in(l.sw, func() error {
+			port, err := netlink.LinkByName("trunk")
+			if err != nil {
+				return err
+			}
+			if up {
+				return netlink.LinkSetUp(port)
+			}
+			return netlink.LinkSetDown(port)
+		}))
+	}
+	l.must(in(l.sw, func() error {
+		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "trunk"}, PeerName: "trunk1"}
+		if err := netlink.LinkAdd(pair); err != nil {
+			return err
+		}
+		for port, bridge := range map[string]string{"trunk": "br0", "trunk1": "br1", "d2": "br1"} {
+			p, err := netlink.LinkByName(port)
+			if err != nil {
+				return err
+			}
+			b, err := netlink.LinkByName(bridge)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(netlink.LinkSetMaster(p, b), netlink.LinkSetUp(p)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	d1.start()
+	d2.start()
+	l.until("two share", l.shared(2))
+	stop := l.traffic()
+	defer stop()
+	stopFar := l.client("far", "br1", "10.9.0.12")
+	defer stopFar()
+	time.Sleep(2 * pace.lease)
+
+	mark := time.Now()
+	trunk(false)
+	l.until("each half has all", func(open map[string]int) bool { return open["d1"] == 256 && open["d2"] == 256 })
+	l.soon("the split", mark)
+	l.neverTwice()
+	time.Sleep(pace.lease)
+
+	mark = time.Now()
+	trunk(true)
+	l.until("two share again", l.shared(2))
+	l.soon("healed", mark)
+	stop()
+	stopFar()
+	first, last, n := l.twice()
+	both := last.Sub(first)
+	// One interval until a heartbeat passes, one until the loser has closed; a
+	// busy machine needs its ticks' lateness more.
+	may := pace.lease / 3
+	var conflicts uint64
+	for _, d := range l.nodes {
+		st, err := d.status()
+		l.must(err)
+		may += time.Duration(st.Engine.WorstTickMS * float64(time.Millisecond))
+		conflicts += st.Protocol.Conflicts
+	}
+	t.Logf("%d datagrams were accepted twice at the healing, within %v; the bound is %v, and %d conflicts were counted", n, both, may, conflicts)
+	if n > 0 && both > may {
+		t.Errorf("two acceptors for %v after the healing; the bound is %v", both, may)
+	}
+	if n > 0 && conflicts == 0 {
+		t.Error("nobody counted the conflict")
 	}
 }
