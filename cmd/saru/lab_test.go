@@ -181,12 +181,20 @@ syncd = "/nonexistent"
 
 func (n *node) start() {
 	n.Helper()
+	n.startWith(nil)
+}
+
+// startWith starts the daemon with more of an environment, and by another
+// program that runs what its arguments end with.
+func (n *node) startWith(env []string, by ...string) {
+	n.Helper()
 	exe, err := os.Executable()
 	n.must(err)
 	n.log, err = os.OpenFile(n.conf+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	n.must(err)
-	n.cmd = exec.Command(exe, "--config", n.conf, "--log_facility", "-")
-	n.cmd.Env = append(os.Environ(), runMain+"=1")
+	argv := append(by, exe, "--config", n.conf, "--log_facility", "-")
+	n.cmd = exec.Command(argv[0], argv[1:]...)
+	n.cmd.Env = append(append(os.Environ(), runMain+"=1"), env...)
 	n.cmd.Stderr, n.cmd.Stdout = n.log, n.log
 	n.must(in(n.ns, n.cmd.Start))
 	n.done = make(chan error, 1)

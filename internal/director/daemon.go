@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
 	"saru/internal/config"
 	"saru/internal/control"
 	"saru/internal/metrics"
@@ -100,7 +102,7 @@ func Run(ctx context.Context, s *Settings, o Options) (err error) {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	engine := stopping{d.engine, stop}
-	tasks := []task.Task{engine, d.gossip, d.gate, d.pinger, d.control, task.Func{Name: "state to gossip", Do: d.tellState}, task.Func{Name: "reload", Do: d.watchReload}, task.Func{Name: "fitness", Do: d.watchFitness}}
+	tasks := []task.Task{engine, d.gossip, d.gate, d.pinger, d.control, task.Func{Name: "state to gossip", Do: d.tellState}, task.Func{Name: "reload", Do: d.watchReload}, task.Func{Name: "fitness", Do: d.watchFitness}, task.Func{Name: "watchdog", Do: d.watchdog}}
 	for _, s := range standIns(d.engine) {
 		tasks = append(tasks, s)
 	}
@@ -128,6 +130,7 @@ func Run(ctx context.Context, s *Settings, o Options) (err error) {
 		}
 		tasks = append(tasks, d.applier, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
 	}
+	defer context.AfterFunc(ctx, func() { d.tellSystemd(systemd.SdNotifyStopping) })()
 	err = task.Run(inner, o.Ready, tasks...)
 	log.Info("stop", "err", err)
 	return err

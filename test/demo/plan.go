@@ -27,6 +27,7 @@ type Plan struct {
 	Short       time.Duration // one short request each
 	Rate        int           // of each download, bytes/s
 	Cuts        int           // power cuts, the directors in turn
+	Planned     bool          // no cuts: each director is drained, its daemons are ended by SIGTERM and started again
 	Steady      time.Duration // from all directors serving to the cut
 	Off         time.Duration // from the cut to the return
 	Lease       time.Duration
@@ -48,6 +49,13 @@ func Brief() Plan {
 	p := Full()
 	p.Downloads, p.Quiet4, p.Quiet45, p.Cuts = 50, 25, 25, 3
 	p.Steady, p.Off = 6*time.Second, 4*time.Second
+	return p
+}
+
+// Rolling is a planned restart of every director, one after another.
+func Rolling() Plan {
+	p := Brief()
+	p.Planned, p.Off = true, 2*time.Second
 	return p
 }
 

@@ -51,6 +51,7 @@ type run struct {
 
 	mu       sync.Mutex
 	accident []string // since the last sample
+	daemons  map[string]*lab.Process
 }
 
 // Run makes the demonstration of plan in the lab, with everything it writes
@@ -60,7 +61,7 @@ func Run(ctx context.Context, plan Plan, bin Binaries, dir string, out io.Writer
 	if err := plan.Check(); err != nil {
 		return nil, err
 	}
-	r := &run{plan: plan, bin: bin, dir: dir, out: out}
+	r := &run{plan: plan, bin: bin, dir: dir, out: out, daemons: map[string]*lab.Process{}}
 	r.report = Report{Plan: plan, Kernel: kernelRelease(), Start: time.Now()}
 	err := r.all(ctx)
 	if r.lab != nil {
@@ -188,7 +189,10 @@ func (r *run) startDaemon(ctx context.Context, d *lab.Director, binary, name, co
 	if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
 		return err
 	}
-	_, err := d.Start(ctx, name, []string{binary, "run", "--config", path, "--debug", "--log_facility", "-"}, lab.Options{})
+	p, err := d.Start(ctx, name, []string{binary, "run", "--config", path, "--debug", "--log_facility", "-"}, lab.Options{})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.daemons[d.Name+" "+name] = p
 	return err
 }
 
@@ -256,7 +260,11 @@ func (r *run) failovers(ctx context.Context) error {
 		if err := sleep(ctx, r.plan.Steady); err != nil {
 			return err
 		}
-		if err := r.failover(ctx, directors[i%len(directors)]); err != nil {
+		step := r.failover
+		if r.plan.Planned {
+			step = r.restart
+		}
+		if err := step(ctx, directors[i%len(directors)]); err != nil {
 			err = fmt.Errorf("failover %d: %w", i+1, err)
 			r.say("%v", err)
 			return err

@@ -44,7 +44,14 @@ func binaries(t *testing.T) demo.Binaries {
 	return b
 }
 
-func TestFlowsOutliveEveryDirector(t *testing.T) {
+// Each director loses its power once: every flow that was established lives on.
+func TestFlowsOutliveEveryDirector(t *testing.T) { keeps(t, demo.Brief()) }
+
+// Each director is drained and restarted, one after another, under load.
+func TestFlowsOutliveARollingRestart(t *testing.T) { keeps(t, demo.Rolling()) }
+
+func keeps(t *testing.T, plan demo.Plan) {
+	t.Helper()
 	if err := lab.Root(); err != nil {
 		t.Skip(err)
 	}
@@ -59,7 +66,7 @@ func TestFlowsOutliveEveryDirector(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := demo.Run(t.Context(), demo.Brief(), binaries(t), work, t.Output())
+	report, err := demo.Run(t.Context(), plan, binaries(t), work, t.Output())
 	if err != nil {
 		demo.Keep(work, dir)
 		t.Fatal(err)
