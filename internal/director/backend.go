@@ -68,7 +68,7 @@ func openFilter(s *Settings) (Filter, error) {
 // filterConfig is what filters are made of.
 func (s *Settings) filterConfig() nft.Config {
 	return nft.Config{
-		Name: "saru", Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
+		Name: s.tableName(), Interface: s.Interface, MAC: s.MAC, Lease: s.KernelLease(), ShareID: s.ID, Backstop: s.IPVS,
 		Plan: s.Plan(), Fragments: s.Fragments, Inside: s.filterInside(), Own: s.Forward,
 	}
 }

@@ -3,7 +3,6 @@ package director
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,57 +33,72 @@ const (
 
 // A File is the configuration file.
 type File struct {
-	Cluster struct {
-		Name    string   `toml:"name"`
-		Node    string   `toml:"node"`
-		Bind    string   `toml:"bind"`
-		Join    []string `toml:"join"`
-		KeyFile string   `toml:"key_file"`
-		Role    string   `toml:"role"`
-		Quorum  string   `toml:"quorum"`
-		Voters  []string `toml:"voters"`
-		Weight  int      `toml:"weight"`
-		Ping    []string `toml:"ping"`
-	} `toml:"cluster"`
-	Share struct {
-		ID        int      `toml:"id"`
-		Addresses []string `toml:"addresses"`
+	Cluster ClusterSection `toml:"cluster"`
+	Share   ShareSection   `toml:"share"`
+	Timing  TimingSection  `toml:"timing"`
+	Control ControlSection `toml:"control"`
+
+	more []ShareSection // the other shares, by id; Share has the lowest
+}
+
+// A ClusterSection is [cluster].
+type ClusterSection struct {
+	Name    string   `toml:"name"`
+	Node    string   `toml:"node"`
+	Bind    string   `toml:"bind"`
+	Join    []string `toml:"join"`
+	KeyFile string   `toml:"key_file"`
+	Role    string   `toml:"role"`
+	Quorum  string   `toml:"quorum"`
+	Voters  []string `toml:"voters"`
+	Weight  int      `toml:"weight"`
+	Ping    []string `toml:"ping"`
+}
+
+// A ShareSection is [share], or one of several [[share]].
+type ShareSection struct {
+	ID        int      `toml:"id"`
+	Addresses []string `toml:"addresses"`
+	Interface string   `toml:"interface"`
+	Sense     string   `toml:"sense"`
+	Method    string   `toml:"method"`
+	Buckets   int      `toml:"buckets"`
+	MAC       string   `toml:"mac"`
+	Mode      string   `toml:"mode"`
+	Backend   string   `toml:"backend"`
+	Target    string   `toml:"target"`
+	Fragments int      `toml:"fragments"`
+	Inside    *struct {
 		Interface string   `toml:"interface"`
-		Sense     string   `toml:"sense"`
-		Method    string   `toml:"method"`
-		Buckets   int      `toml:"buckets"`
+		Address   string   `toml:"address"`
 		MAC       string   `toml:"mac"`
-		Mode      string   `toml:"mode"`
-		Backend   string   `toml:"backend"`
-		Target    string   `toml:"target"`
-		Fragments int      `toml:"fragments"`
-		Inside    *struct {
-			Interface string   `toml:"interface"`
-			Address   string   `toml:"address"`
-			MAC       string   `toml:"mac"`
-			Networks  []string `toml:"networks"`
-		} `toml:"inside"`
-	} `toml:"share"`
-	Timing struct {
-		Profile string          `toml:"profile"`
-		Lease   config.Duration `toml:"lease"`
-		Delay   config.Duration `toml:"delay"`
-	} `toml:"timing"`
-	Control struct {
-		Socket  string `toml:"socket"`
-		Metrics string `toml:"metrics"`
-		Syncd   string `toml:"syncd"`
-		Debug   bool   `toml:"debug"`
-	} `toml:"control"`
+		Networks  []string `toml:"networks"`
+	} `toml:"inside"`
+}
+
+// A TimingSection is [timing].
+type TimingSection struct {
+	Profile string          `toml:"profile"`
+	Lease   config.Duration `toml:"lease"`
+	Delay   config.Duration `toml:"delay"`
+}
+
+// A ControlSection is [control].
+type ControlSection struct {
+	Socket  string `toml:"socket"`
+	Metrics string `toml:"metrics"`
+	Syncd   string `toml:"syncd"`
+	Debug   bool   `toml:"debug"`
 }
 
 // DefaultFile returns a configuration of defaults: a cluster of one.
 func DefaultFile() File {
 	var f File
 	f.Cluster.Name, f.Cluster.Role, f.Cluster.Quorum, f.Cluster.Weight = "saru", "director", "lan", 100
-	s := &f.Share
-	s.ID, s.Sense, s.Method, s.Buckets, s.Mode, s.Backend, s.Target = 1, "src-port", "hash", 256, "flood", "nftables", "ipvs"
-	s.Fragments = nft.DefaultFragments
+	f.Share = ShareSection{
+		ID: 1, Sense: "src-port", Method: "hash", Buckets: 256, Mode: modeFlood, Backend: backendRules, Target: "ipvs",
+		Fragments: nft.DefaultFragments,
+	}
 	f.Timing.Profile, f.Timing.Lease, f.Timing.Delay = "default", config.Duration(defaultLease), config.Duration(30*time.Second)
 	f.Control.Socket, f.Control.Metrics, f.Control.Syncd = "/run/saru/saru.sock", "127.0.0.1:9646", "/run/saru/syncd.sock"
 	return f
@@ -125,16 +139,16 @@ type Settings struct {
 	Metrics string
 	Syncd   string
 	Debug   bool // log more
+
+	Others []*Settings // of the other shares
+	rank   int         // of the share among all, by id
 }
 
 // Load reads and validates the configuration at path. Without a file at the
 // default place it returns a cluster of one.
 func Load(path string) (*Settings, error) {
-	f := DefaultFile()
-	if _, err := os.Stat(path); path == DefaultConfigPath && errors.Is(err, os.ErrNotExist) {
-		return f.Settings()
-	}
-	if err := config.Load(path, &f); err != nil {
+	f, err := readFile(path)
+	if err != nil {
 		return nil, err
 	}
 	return f.Settings()
@@ -143,6 +157,15 @@ func Load(path string) (*Settings, error) {
 // Settings validates f. It looks at the machine's interfaces and reads the key
 // file, and touches nothing.
 func (f *File) Settings() (*Settings, error) {
+	s, err := f.first()
+	if err == nil && len(f.more) > 0 {
+		s.Others, err = f.others(s)
+	}
+	return s, err
+}
+
+// first validates f without its other shares.
+func (f *File) first() (*Settings, error) {
 	s := &Settings{
 		file:    *f,
 		Debug:   f.Control.Debug,

@@ -78,13 +78,8 @@ type daemon struct {
 // now.
 func (d *daemon) current() *Settings { return d.shape.Load() }
 
-// Run is the daemon: it takes its part of the share until ctx ends, then gives
-// it away and leaves the kernel as it found it, unless told to keep it. All that
-// can be refused is refused before the kernel is touched.
-func Run(ctx context.Context, s *Settings, o Options) (err error) {
-	if err := Possible(s); err != nil {
-		return err
-	}
+// runShare is Run for one share.
+func runShare(ctx context.Context, s *Settings, o Options) (err error) {
 	log := o.Log
 	d := &daemon{settings: s, file: s.file, Options: o, log: log, lead: make(chan struct{}, 1)}
 	d.Level.Set(d.level(s.Debug))

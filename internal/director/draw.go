@@ -23,6 +23,7 @@ func (st *Status) Print(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "\nmaster  %s, epoch %d.%d; quorum %s\n", orNone(st.Master), st.Epoch>>32, st.Epoch&0xffffffff, st.Quorum.text())
 	st.printShare(w)
+	st.printOthers(w)
 	fmt.Fprintf(w, "syncd   %s\n", orNone(st.Syncd))
 	for _, p := range st.Paths {
 		fmt.Fprintf(w, "path    %-6s sent %d, received %d, refused %d, unsent %d\n", p.Name, p.Sent, p.Received, p.Refused, p.Unsent)

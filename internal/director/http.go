@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"saru/internal/config"
 	"saru/internal/control"
 	"saru/membership"
 )
@@ -22,6 +21,7 @@ func (d *daemon) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
+		d.addOthers(ctx, st)
 		control.JSON(w, st)
 	})
 	mux.HandleFunc("GET /explain", d.serveExplain)
@@ -48,7 +48,7 @@ func (d *daemon) handler() http.Handler {
 			control.JSON(w, struct{}{})
 		})
 	}
-	return mux
+	return d.withOthers(mux)
 }
 
 // A Weight is what POST /weight takes.
@@ -71,10 +71,6 @@ func (d *daemon) serveWeight(w http.ResponseWriter, r *http.Request) {
 
 // Socket returns the control socket that the configuration at path names.
 func Socket(path string) (string, error) {
-	f := DefaultFile()
-	if path == DefaultConfigPath && !exists(path) {
-		return f.Control.Socket, nil
-	}
-	err := config.Load(path, &f)
+	f, err := readFile(path)
 	return f.Control.Socket, err
 }

@@ -62,6 +62,7 @@ func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*
 	var address [8]byte
 	copy(address[:], mac)
 	err = errors.Join(
+		onlyTo(fd, mac),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index}))
 	if mac[0]&1 == 0 {

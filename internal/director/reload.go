@@ -31,6 +31,7 @@ func changes(was, is *File) (all []change) {
 			key, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("toml"), ",")
 			x, y := a.Field(i), b.Field(i)
 			switch {
+			case !a.Type().Field(i).IsExported():
 			case x.Kind() == reflect.Struct:
 				walk(prefix+key+".", x, y)
 			case !reflect.DeepEqual(x.Interface(), y.Interface()):
@@ -76,6 +77,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	next, err := Load(d.Path)
 	if err != nil {
 		return err
+	}
+	if next = next.pick(d.settings.ID); next == nil {
+		return config.Bad("share %d is not in the configuration any more; restart saru for it", d.settings.ID)
 	}
 	all := changes(&d.file, &next.file)
 	d.file = next.file

@@ -23,6 +23,7 @@ type Status struct {
 	Quorum         QuorumStatus   `json:"quorum"`
 	Members        []MemberStatus `json:"members"`
 	Share          ShareStatus    `json:"share"`
+	Shares         []OneShare     `json:"shares"` // all of them, this one first
 	Filter         FilterStatus   `json:"filter"`
 	Syncd          string         `json:"syncd"`
 	Paths          []PathStatus   `json:"paths"`
