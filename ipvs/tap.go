@@ -55,7 +55,7 @@ type Config struct {
 	// that talks, whole seconds, at most a minute. Default: a third of the
 	// smallest timeout in use, 10 s to a minute.
 	RefreshPeriod time.Duration
-	// BeatRate is heartbeats per second. Default 20.
+	// BeatRate is heartbeats per second. Default 50.
 	BeatRate int
 	// Keep makes Close leave the kernel as the Tap set it up, for the next
 	// one to take over.
@@ -70,7 +70,7 @@ func (c *Config) defaults() {
 	set(&c.CaptureID, 81)
 	set(&c.InjectID, 82)
 	set(&c.MaxLen, kernelsync.HeaderSize+kernelsync.RecordSize4)
-	set(&c.BeatRate, 20)
+	set(&c.BeatRate, 50)
 }
 
 func set[T comparable](v *T, def T) {

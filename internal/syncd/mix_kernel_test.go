@@ -1,0 +1,364 @@
+package syncd
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The mix: all kinds of connections that a stock kernel makes, through ten
+// failovers and a restart of each syncd, compared field by field between the
+// two kernels.
+
+const (
+	testVIP6 = "fd97:1::100"
+	natHost  = "10.97.0.104" // as long as the VIP in an FTP answer, see docs/operating.md
+	natFrom  = "10.98.0.3"   // the client whose packets are masqueraded
+)
+
+// A mixLAN is a realLAN with services of every kind.
+type mixLAN struct {
+	*realLAN
+	rnd   *rand.Rand
+	lacks map[string]bool // kinds that this kernel cannot have
+	flows []*mixFlow
+}
+
+type mixFlow struct {
+	kind string
+	conn net.Conn
+	say  func(i int) string
+}
+
+func newMixLAN(t *testing.T, seed uint64) *mixLAN {
+	l := &mixLAN{realLAN: newRealLAN(t), rnd: rand.New(rand.NewPCG(seed, 1)), lacks: map[string]bool{}}
+	for _, m := range []string{"ip_vs_pe_sip", "ip_vs_ftp"} {
+		if err := exec.Command("modprobe", m).Run(); err != nil {
+			t.Logf("without %s: %v", m, err)
+			l.lacks[m] = true
+		}
+	}
+	for _, i := range []int{0, 1, nodeClient, nodeServer} {
+		l.run(i, "ip", "-6", "addr", "add", fmt.Sprintf("fd97::%d/64", i+1), "dev", "eth0", "nodad")
+	}
+	for _, i := range []int{0, 1, nodeServer} {
+		l.run(i, "ip", "-6", "addr", "add", testVIP6+"/128", "dev", "lo", "nodad")
+	}
+	l.run(nodeServer, "ip", "addr", "add", "10.97.0.5/24", "dev", "eth0")
+	l.run(nodeServer, "ip", "addr", "add", natHost+"/24", "dev", "eth0")
+	l.run(nodeClient, "ip", "addr", "add", natFrom+"/32", "dev", "lo")
+	for i := range 2 {
+		l.services(i)
+	}
+	l.listen("tcp4", testVIP, "80", "81", "82")
+	l.listen("tcp6", testVIP6, "80")
+	l.listen("udp4", testVIP, "53", "5060")
+	l.listen("tcp4", natHost, "21", "2020")
+	return l
+}
+
+func (l *mixLAN) services(i int) {
+	l.run(i, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.vs.conntrack=1",
+		"net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.eth0.send_redirects=0")
+	l.run(i, "ip", "route", "add", natFrom+"/32", "via", "10.97.0.3")
+	l.run(i, "nft", "add table ip mix; add chain ip mix pre { type filter hook prerouting priority mangle; };"+
+		" add rule ip mix pre ip daddr "+testVIP+" tcp dport 82 meta mark set 7")
+	add := func(args ...string) { l.run(i, append([]string{"ipvsadm"}, args...)...) }
+	add("-A", "-t", testVIP+":81", "-s", "rr", "-p", "300")
+	add("-A", "-f", "7", "-s", "rr", "-p", "300")
+	add("-A", "-u", testVIP+":53", "-s", "rr")
+	add("-A", "-t", "["+testVIP6+"]:80", "-s", "rr")
+	add("-a", "-t", "["+testVIP6+"]:80", "-r", "[fd97::4]:80", "-g")
+	for _, server := range []string{"10.97.0.4", "10.97.0.5"} {
+		add("-a", "-t", testVIP+":81", "-r", server+":81", "-g")
+		add("-a", "-f", "7", "-r", server, "-g")
+		add("-a", "-u", testVIP+":53", "-r", server+":53", "-g")
+	}
+	if !l.lacks["ip_vs_pe_sip"] {
+		add("-A", "-u", testVIP+":5060", "-s", "rr", "-p", "300", "--pe", "sip")
+		add("-a", "-u", testVIP+":5060", "-r", "10.97.0.4:5060", "-g")
+		add("-a", "-u", testVIP+":5060", "-r", "10.97.0.5:5060", "-g")
+	}
+	add("-A", "-t", testVIP+":21", "-s", "rr")
+	add("-a", "-t", testVIP+":21", "-r", natHost+":21", "-m")
+	l.before[i] = l.run(i, "sysctl", "net.ipv4.vs")
+}
+
+// listen echoes on the server. A TCP client that says PASV is answered as FTP
+// does, one that says RST is reset.
+func (l *mixLAN) listen(network, addr string, ports ...string) {
+	for _, port := range ports {
+		at := net.JoinHostPort(addr, port)
+		if strings.HasPrefix(network, "udp") {
+			var pc net.PacketConn
+			must(l.t, within(l.nodes[nodeServer], func() (err error) { pc, err = net.ListenPacket(network, at); return err }))
+			l.t.Cleanup(func() { pc.Close() })
+			go func() {
+				buf := make([]byte, 2048)
+				for {
+					n, from, err := pc.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					pc.WriteTo(buf[:n], from)
+				}
+			}()
+			continue
+		}
+		var ln net.Listener
+		must(l.t, within(l.nodes[nodeServer], func() (err error) { ln, err = net.Listen(network, at); return err }))
+		l.t.Cleanup(func() { ln.Close() })
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go answer(c)
+			}
+		}()
+	}
+}
+
+func answer(c net.Conn) {
+	defer c.Close()
+	in := bufio.NewReader(c)
+	for {
+		line, err := in.ReadString('\n')
+		switch {
+		case err != nil:
+			return
+		case strings.HasPrefix(line, "PASV"):
+			line = "227 Entering Passive Mode (" + strings.ReplaceAll(natHost, ".", ",") + ",7,228).\r\n" // 2020
+		case strings.HasPrefix(line, "RST"):
+			c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		if _, err := io.WriteString(c, line); err != nil {
+			return
+		}
+	}
+}
+
+// via makes client and server send through director i.
+func (l *mixLAN) via(i int) {
+	l.realLAN.via(i)
+	l.run(nodeClient, "ip", "-6", "route", "replace", testVIP6+"/128", "via", fmt.Sprintf("fd97::%d", i+1))
+	l.run(nodeServer, "ip", "route", "replace", natFrom+"/32", "via", fmt.Sprintf("10.97.0.%d", i+1))
+}
+
+func (l *mixLAN) open(kind, network, from, to string) *mixFlow {
+	l.t.Helper()
+	f := &mixFlow{kind: kind, say: func(i int) string { return fmt.Sprintf("%s %d\n", kind, i) }}
+	d := net.Dialer{Timeout: 20 * time.Second}
+	if from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	if err := within(l.nodes[nodeClient], func() (err error) { f.conn, err = d.Dial(network, to); return err }); err != nil {
+		l.t.Fatalf("%s to %s: %v", kind, to, err)
+	}
+	l.t.Cleanup(func() { f.conn.Close() })
+	l.flows = append(l.flows, f)
+	f.speak(l.t, 0)
+	return f
+}
+
+// speak says a line and waits for its echo.
+func (f *mixFlow) speak(t *testing.T, i int) {
+	t.Helper()
+	line := f.say(i)
+	f.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(f.conn, line); err != nil {
+		t.Errorf("%s, %v: %v", f.kind, f.conn.LocalAddr(), err)
+		return
+	}
+	got := make([]byte, len(line))
+	if _, err := io.ReadFull(f.conn, got); err != nil || string(got) != line {
+		t.Errorf("%s, %v: said %q, heard %q, %v", f.kind, f.conn.LocalAddr(), line, got, err)
+	}
+}
+
+// more opens a flow of some kind.
+func (l *mixLAN) more() {
+	switch n := l.rnd.IntN(6); n {
+	case 0:
+		l.open("TCP", "tcp4", "", testVIP+":80")
+	case 1:
+		l.open("persistent", "tcp4", "", testVIP+":81")
+	case 2:
+		l.open("marked", "tcp4", "", testVIP+":82")
+	case 3:
+		l.open("UDP", "udp4", "", testVIP+":53")
+	case 4:
+		l.open("IPv6", "tcp6", "", "["+testVIP6+"]:80")
+	case 5:
+		if l.lacks["ip_vs_pe_sip"] {
+			return
+		}
+		var f mixFlow
+		id := l.rnd.Uint32()
+		f.say = func(i int) string {
+			return fmt.Sprintf("OPTIONS sip:a@b SIP/2.0\r\nCall-ID: %010d@mix\r\nCSeq: %d OPTIONS\r\n\r\n", id, i)
+		}
+		// Its first packet must be SIP: what it says decides its template.
+		must(l.t, within(l.nodes[nodeClient], func() (err error) { f.conn, err = net.Dial("udp4", testVIP+":5060"); return err }))
+		l.t.Cleanup(func() { f.conn.Close() })
+		f.kind = "SIP"
+		l.flows = append(l.flows, &f)
+		f.speak(l.t, 0)
+	}
+}
+
+// ftp opens a control connection, and the data connection that the server's
+// answer to PASV names.
+func (l *mixLAN) ftp() {
+	control := l.open("FTP", "tcp4", natFrom, testVIP+":21")
+	if l.lacks["ip_vs_ftp"] {
+		return
+	}
+	io.WriteString(control.conn, "PASV\n")
+	line, err := bufio.NewReader(control.conn).ReadString('\n')
+	vip := strings.ReplaceAll(testVIP, ".", ",")
+	if err != nil || !strings.Contains(line, vip+",7,228") {
+		l.t.Fatalf("the answer to PASV is %q, %v; want it to name %s", line, err, testVIP)
+	}
+	l.open("FTP data", "tcp4", natFrom, testVIP+":2020")
+}
+
+// A row is an entry as /proc/net/ip_vs_conn shows it.
+type row struct {
+	what    string // all but when it expires
+	expires int    // in seconds
+}
+
+// rows returns director i's entries by client, virtual address and protocol.
+func (l *mixLAN) rows(i int) map[string]row {
+	l.t.Helper()
+	out := map[string]row{}
+	for line := range strings.Lines(l.run(i, "cat", "/proc/net/ip_vs_conn")) {
+		f := strings.Fields(line)
+		if len(f) < 9 || f[0] == "Pro" || strings.HasPrefix(f[1], "7F51") {
+			continue // the head, or the heartbeat's
+		}
+		n, err := strconv.Atoi(f[8])
+		must(l.t, err)
+		out[strings.Join(f[:5], " ")] = row{strings.Join(append(slices.Clone(f[5:8]), f[9:]...), " "), n}
+	}
+	return out
+}
+
+// differ says how the peer's table differs from the owner's. What talked a
+// moment ago may expire up to half of its time earlier there (refresh.go).
+func differ(owner, peer map[string]row, within func(owner, peer int) bool) (out []string) {
+	for key, o := range owner {
+		p, ok := peer[key]
+		switch {
+		case o.expires <= 3:
+		case !ok:
+			out = append(out, fmt.Sprintf("%s: missing, the owner has %+v", key, o))
+		case p.what != o.what || !within(o.expires, p.expires):
+			out = append(out, fmt.Sprintf("%s: %+v, the owner has %+v", key, p, o))
+		}
+	}
+	for key, p := range peer {
+		if _, ok := owner[key]; !ok && p.expires > 3 {
+			out = append(out, fmt.Sprintf("%s: %+v, the owner has none", key, p))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func halfOrMore(owner, peer int) bool { return peer >= owner/2-3 && owner >= peer/2-3 }
+
+func toTheSecond(owner, peer int) bool { return max(owner-peer, peer-owner) <= 2 }
+
+// same waits until the kernels agree.
+func (l *mixLAN) same(when string, within func(owner, peer int) bool) {
+	l.t.Helper()
+	var diff []string
+	for start := time.Now(); time.Since(start) < 30*time.Second; time.Sleep(200 * time.Millisecond) {
+		if diff = differ(l.rows(0), l.rows(1), within); len(diff) == 0 {
+			return
+		}
+	}
+	l.t.Errorf("%s, the kernels differ:\n%s", when, strings.Join(diff, "\n"))
+}
+
+func TestMixedConnectionsOutliveTenFailovers(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	l := newMixLAN(t, seed)
+	l.via(0)
+	for i := range 2 {
+		l.start(i)
+		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+	}
+	for range 18 {
+		l.more()
+	}
+	l.ftp()
+	l.same("quiet after the first packets", toTheSecond)
+	for round := 1; round <= 10; round++ {
+		time.Sleep(100 * time.Millisecond) // a record's way to the peer's kernel
+		l.via(round % 2)
+		for _, f := range l.flows {
+			f.speak(t, round)
+		}
+		l.more()
+		if at := l.rnd.IntN(len(l.flows)); l.flows[at].kind == "TCP" {
+			l.flows[at].conn.Close()
+			l.flows = slices.Delete(l.flows, at, at+1)
+		}
+		if i := round - 5; i == 0 || i == 1 { // of the director that serves, and of the other
+			l.stop(i)
+			l.start(i)
+			await(t, fmt.Sprintf("d%d synced again", i+1), func() bool { return l.status(i).Synced })
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	l.same("after ten failovers", halfOrMore)
+	l.reset()
+	for i := range 2 {
+		st := l.status(i)
+		t.Logf("d%d: %+v %+v %+v", i+1, st.Kernel, st.Audit, st.Sent)
+		if st.Kernel.Drops != 0 || st.Degraded != "" || st.Templates.Conflicts != 0 {
+			t.Errorf("d%d: %+v %+v %q", i+1, st.Kernel, st.Templates, st.Degraded)
+		}
+	}
+}
+
+// reset has a masqueraded server reset a connection, which the kernel tells
+// nobody.
+func (l *mixLAN) reset() {
+	f := l.open("reset", "tcp4", natFrom, testVIP+":21")
+	port := fmt.Sprintf("%04X", f.conn.LocalAddr().(*net.TCPAddr).Port)
+	state := func(i int) string {
+		for key, r := range l.rows(i) {
+			if strings.HasPrefix(key, "TCP") && strings.Fields(key)[2] == port {
+				return r.what
+			}
+		}
+		return "gone"
+	}
+	await(l.t, "the peer has it", func() bool { return strings.Contains(state(1), "ESTABLISHED") })
+	io.WriteString(f.conn, "RST\n")
+	if _, err := f.conn.Read(make([]byte, 1)); err == nil {
+		l.t.Error("the connection was not reset")
+	}
+	if s := state(0); !strings.Contains(s, "CLOSE") {
+		l.t.Errorf("the owner's kernel has %s", s)
+	}
+	await(l.t, "the peer knows that it was reset", func() bool { return !strings.Contains(state(1), "ESTABLISHED") })
+	l.flows = slices.DeleteFunc(l.flows, func(x *mixFlow) bool { return x == f })
+}
