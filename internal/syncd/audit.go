@@ -156,6 +156,7 @@ func (a *audit) Counts() AuditCounts {
 // entry compares an entry of the kernel's with the mirror.
 func (a *audit) entry(k *Entry) {
 	a.entries++
+	keyCall(&k.Connection)
 	if !a.e.wants(&k.Connection) {
 		return
 	}
@@ -255,7 +256,7 @@ func (a *audit) mirrorIsRight(k *Entry, r *conntable.Record) {
 }
 
 func (a *audit) delete(k *Entry) {
-	if a.e.kernel.Delete(k.Connection) == nil {
+	if a.e.delete(k.Connection) == nil {
 		a.add(&a.counts.Deleted)
 	}
 }
@@ -278,7 +279,7 @@ func (a *audit) lookForMissing(ctx context.Context) {
 			return
 		}
 		for i := range n {
-			if r := &recs[i]; !r.Deleted && r.Remaining > dying && a.settled(r, a.began) && !a.seen.has(&r.Key) {
+			if r := &recs[i]; !r.Deleted && !isCall(&r.Key) && r.Remaining > dying && a.settled(r, a.began) && !a.seen.has(&r.Key) {
 				a.lacks(r)
 			}
 		}

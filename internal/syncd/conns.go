@@ -50,7 +50,7 @@ var forwardNames = map[uint32]string{
 func (e *Engine) conn(r *conntable.Record) Conn {
 	return Conn{
 		Protocol: protocolName(r.Protocol), State: ipvs.StateName(r.Protocol, r.Template, r.State), ExpireS: r.Remaining.Seconds(),
-		Client: r.Client.String(), Virtual: r.Virtual.String(), Dest: r.Dest.String(), FWMark: r.FWMark,
+		Client: clientOf(&r.Key).String(), Virtual: r.Virtual.String(), Dest: r.Dest.String(), FWMark: r.FWMark,
 		Forward: forwardNames[r.Flags&conntable.FlagFwdMask], Template: r.Template, Deleted: r.Deleted,
 		Owned: owns(r, e.self), Clock: r.Version.Clock, PEName: r.PEName,
 	}

@@ -14,6 +14,16 @@
 //     own news again.
 //   - Both directions queue a connection once, however often it changes, so
 //     the queues are bounded by the table and always carry the newest state.
+//   - Of a connection that is active here the kernel is right, of any other the
+//     mirror. Which is which saru tells (owner.go); without it, who told of the
+//     connection last. Where they differ longer than news is under way, the
+//     audit makes them equal (audit.go): what the kernel did silently is told
+//     to the peers, what it lost silently is told to it again.
+//   - The peers know an entry to live for at least half its timeout, or as long
+//     as it does here (refresh.go). More refreshes than that are not told.
+//   - A connection whose real server the kernel does not know waits in the
+//     mirror (held.go), and a template that directors disagree on is brought to
+//     one (templates.go).
 //   - Synced means: all that the reachable peers held when we joined is in the
 //     table and was given to the kernel.
 package syncd

@@ -52,6 +52,7 @@ func (e *Engine) Heard(k *usersync.Record) {
 		return // of a tap that is being closed
 	}
 	e.captured.Add(1)
+	keyCall(&k.Connection)
 	switch {
 	case !e.wants(&k.Connection):
 	case k.Kind == usersync.KindExpired:

@@ -98,7 +98,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 			e.outrun.Add(1)
 		case r.Deleted:
 			e.traceInjected(&r)
-			if err := e.kernel.Delete(r.Connection); err != nil {
+			if err := e.delete(r.Connection); err != nil {
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
@@ -154,6 +154,7 @@ func (e *Engine) isOurs(v conntable.Version) bool { return v.Node == e.self && v
 // the whole.
 func forKernel(r *conntable.Record) conntable.Connection {
 	c := r.Connection
+	c.Client = clientOf(&c.Key)
 	c.Flags &= conntable.FlagBackupMask
 	if !c.Template {
 		// Up to whole seconds: 0 would stand for the kernel's own choice.

@@ -111,6 +111,7 @@ func (b *Bridge) Heard(c *conntable.Connection) {
 		b.strange.Add(1)
 		return
 	}
+	keyCall(&r.Connection)
 	if !b.e.wants(c) {
 		return
 	}

@@ -250,11 +250,10 @@ func TestLegacyDirectorsAreTold(t *testing.T) {
 		if len(link.of(gone)) != 2 {
 			t.Errorf("told %d times of a connection that is gone", len(link.of(gone)))
 		}
-		template := tcp(7, 1, 300*time.Second)
-		template.Template, template.Flags = true, template.Flags|conntable.FlagTemplate
-		a.capture(template)
+		t300 := template("10.1.0.7", realB)
+		a.capture(t300)
 		time.Sleep(10 * time.Minute)
-		if told := link.of(template); len(told) < 2 || len(told) > 4 {
+		if told := link.of(t300); len(told) < 2 || len(told) > 4 {
 			t.Errorf("a template of 300 s was told %d times; want some, in the first half of its life", len(told))
 		}
 	})

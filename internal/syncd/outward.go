@@ -29,6 +29,7 @@ func (e *Engine) Captured(c *conntable.Connection) {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
 	}
 	r.PEData = slices.Clone(c.PEData)
+	keyCall(&r.Connection)
 	if r.Timeout <= 0 {
 		r.Timeout, r.Remaining = silentTimeout, silentTimeout
 	}
@@ -145,6 +146,7 @@ func (e *Engine) take(k *Entry, q conntable.Queue) {
 	}
 	r := conntable.Record{Connection: k.Connection, Version: conntable.FoundVersion(e.self, k.Remaining), Remaining: k.Remaining}
 	r.Timeout = max(r.Timeout, k.Remaining)
+	keyCall(&r.Connection)
 	if k.Synced {
 		r.Flags |= conntable.FlagSync
 	}

@@ -40,6 +40,7 @@ func (e *Engine) reconcile(k dumper, mark bool) (Reconciled, error) {
 		if ipvs.IsBeat(&r.Connection) || !e.wants(&r.Connection) {
 			return nil
 		}
+		keyCall(&r.Connection)
 		seen[maphash.Comparable(seed, r.Key)] = struct{}{}
 		out.Entries++
 		e.compare(r, mark, &out)

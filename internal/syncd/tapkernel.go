@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"saru/conntable"
 	"saru/ipvs"
 )
@@ -50,7 +52,7 @@ func (k *tapKernel) Stats() KernelStats {
 		Drops: s.CaptureDrops + s.InjectDrops + s.Unencodable,
 	}
 	if ok, why := k.tap.Healthy(); !ok {
-		st.Degraded = why
+		st.Degraded = "capture: " + why
 	}
 	return st
 }
@@ -110,7 +112,7 @@ func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 	}
 	var out Entry
 	return ipvs.ReadConns(pace, func(e *ipvs.Entry) error {
-		if e.Expires > 0 && !ipvs.IsBeat(&e.Connection) {
+		if e.Expires > 0 && !ipvs.IsBeat(&e.Connection) && !known.isCall(&e.Connection) {
 			out = Entry{e.Connection, e.Expires, e.Synced}
 			known.complete(&out.Connection)
 			fn(&out)
@@ -125,6 +127,7 @@ type known struct {
 	marks   map[netip.AddrPort]uint32    // of fwmark services, by real server
 	byDest  map[netip.Addr]uint32        // for templates and fwmark services
 	persist map[netip.Addr]time.Duration // by virtual address
+	engines map[conntable.Key]bool       // services with a persistence engine, as a template without client
 
 	timeouts ipvs.Timeouts
 }
@@ -132,7 +135,7 @@ type known struct {
 func (k lister) knownServices() (*known, error) {
 	out := &known{
 		forward: map[Target]uint32{}, marks: map[netip.AddrPort]uint32{}, byDest: map[netip.Addr]uint32{},
-		persist: map[netip.Addr]time.Duration{},
+		persist: map[netip.Addr]time.Duration{}, engines: map[conntable.Key]bool{},
 	}
 	var err error
 	if out.timeouts, err = k.client.Timeouts(); err != nil {
@@ -144,11 +147,33 @@ func (k lister) knownServices() (*known, error) {
 		if s.FWMark != 0 {
 			out.marks[d.Addr] = s.FWMark
 		}
+		if s.PEName != "" {
+			out.engines[engineOf(s)] = true
+		}
 		if s.Flags&ipvs.ServicePersistent != 0 && s.FWMark == 0 {
 			out.persist[s.Addr.Addr()] = time.Duration(s.Timeout) * time.Second
 		}
 	})
 	return out, err
+}
+
+// engineOf returns what the templates of a service have in common.
+func engineOf(s *ipvs.Service) conntable.Key {
+	if s.FWMark == 0 {
+		return conntable.Key{Virtual: s.Addr, Protocol: s.Protocol, Template: true}
+	}
+	var mark [16]byte
+	binary.BigEndian.PutUint32(mark[:], s.FWMark)
+	if s.Family == unix.AF_INET6 {
+		return conntable.Key{Virtual: netip.AddrPortFrom(netip.AddrFrom16(mark), 0), Template: true}
+	}
+	return conntable.Key{Virtual: netip.AddrPortFrom(netip.AddrFrom4([4]byte(mark[:])), 0), Template: true}
+}
+
+// isCall reports whether c is a persistence engine's template. /proc tells its
+// data, or where it comes from, but not both.
+func (k *known) isCall(c *conntable.Connection) bool {
+	return c.Template && k.engines[conntable.Key{Virtual: c.Virtual, Protocol: c.Protocol, Template: true}]
 }
 
 // complete sets c's forwarding method, timeout and mark.

@@ -75,7 +75,7 @@ func (e *Engine) replacingTemplate(k *conntable.Key) bool {
 func (e *Engine) replaceTemplates() {
 	doomed, due := e.templates.turn(time.Now())
 	for i := range doomed {
-		if err := e.kernel.Delete(doomed[i]); err != nil {
+		if err := e.delete(doomed[i]); err != nil {
 			e.refused.Add(1)
 		}
 	}
