@@ -37,6 +37,7 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	e.session.Drops(func(why string, n uint64) {
 		s.Counter("drops_total", "What was discarded, by reason.", n, "reason", why)
 	})
+	st.scrapeAudit(s)
 	st.scrapePeers(s)
 	e.bridge.scrape(s)
 	return nil

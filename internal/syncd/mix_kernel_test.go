@@ -66,7 +66,9 @@ func newMixLAN(t *testing.T, seed uint64) *mixLAN {
 }
 
 func (l *mixLAN) services(i int) {
-	l.run(i, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.vs.conntrack=1",
+	// Without be_liberal conntrack drops what comes back to a director that
+	// has not seen what passed the other meanwhile.
+	l.run(i, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.vs.conntrack=1", "net.netfilter.nf_conntrack_tcp_be_liberal=1",
 		"net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.eth0.send_redirects=0")
 	l.run(i, "ip", "route", "add", natFrom+"/32", "via", "10.97.0.3")
 	l.run(i, "nft", "add table ip mix; add chain ip mix pre { type filter hook prerouting priority mangle; };"+

@@ -136,6 +136,11 @@ func (st *Status) Print(w io.Writer) error {
 		st.Kernel.Captured, st.Kernel.Injected, st.Kernel.Reinjected, st.Kernel.Drops, st.Kernel.Waiting, st.Source)
 	fmt.Fprintf(ew, "  audit        pass %d took %.1f s for %d entries; %d told, %d gone, %d injected again, %d deleted, %d held; %.1f %% of one core\n",
 		st.Audit.Passes, st.Audit.PassS, st.Audit.Entries, st.Audit.Told, st.Audit.Gone, st.Audit.Reinjected, st.Audit.Deleted, st.Audit.Held, 100*st.Audit.CPUShare)
+	if st.Ownership.Known {
+		fmt.Fprintf(ew, "  ownership    told by saru; %d records of peers refused, of connections that are served here\n", st.Ownership.Contested)
+	} else {
+		fmt.Fprintf(ew, "  ownership    guessed by versions: no saru tells what this director serves\n")
+	}
 	if st.Templates.Conflicts > 0 {
 		fmt.Fprintf(ew, "  templates    %d that directors disagreed on, %d of them left alone\n", st.Templates.Conflicts, st.Templates.Left)
 	}
