@@ -12,14 +12,20 @@ const (
 	// only what keeps happening for longer than the protocol's hysteresis
 	// moves a share.
 	troubleLasts = 5 * time.Second
+	// lateWindow is of how many seconds late ticks are counted, and lateShare
+	// the part of all ticks that is too much.
+	lateWindow = 5
+	lateShare  = 0.25
 )
 
 // A fitness judges whether this director serves worse than a healthy one would:
 // it then gives its share away, as long as a healthy one is there.
 type fitness struct {
-	late, resets, overruns     uint64 // as counted last
-	lateAt, resetAt, overrunAt time.Duration
-	why                        string
+	interval           time.Duration      // between two ticks
+	recent             [lateWindow]uint64 // late ticks in each of the last seconds
+	late               uint64             // ever, as counted last
+	resets, overruns   uint64
+	resetAt, overrunAt time.Duration
 }
 
 // A condition is what fitness judges.
@@ -30,7 +36,8 @@ type condition struct {
 	syncd    string // what is wrong with the own syncd, or ""
 }
 
-// judge returns what makes this director worse than a healthy one, or "".
+// judge is called each second, and returns what makes this director worse than
+// a healthy one, or "".
 func (f *fitness) judge(now time.Duration, c condition) string {
 	since := func(at *time.Duration, was *uint64, is uint64) bool {
 		if is > *was {
@@ -39,7 +46,14 @@ func (f *fitness) judge(now time.Duration, c condition) string {
 		*was = is
 		return *at != 0 && now-*at < troubleLasts
 	}
-	late, reset, overrun := since(&f.lateAt, &f.late, c.late), since(&f.resetAt, &f.resets, c.resets), since(&f.overrunAt, &f.overruns, c.overruns)
+	reset, overrun := since(&f.resetAt, &f.resets, c.resets), since(&f.overrunAt, &f.overruns, c.overruns)
+	copy(f.recent[1:], f.recent[:])
+	f.recent[0], f.late = c.late-f.late, c.late
+	var late uint64
+	for _, n := range f.recent {
+		late += n
+	}
+	ticks := float64(lateWindow*time.Second) / float64(f.interval)
 	switch {
 	case c.syncd != "":
 		return "syncd: " + c.syncd
@@ -47,8 +61,8 @@ func (f *fitness) judge(now time.Duration, c condition) string {
 		return fmt.Sprintf("somebody keeps changing the kernel's table, %d times so far", c.resets)
 	case overrun:
 		return "packets come faster than they are judged"
-	case late:
-		return fmt.Sprintf("too little processor time: %d ticks were late so far", c.late)
+	case float64(late) >= lateShare*ticks:
+		return fmt.Sprintf("too little processor time: %d of %d ticks were late", late, int(ticks))
 	}
 	return ""
 }
@@ -57,7 +71,7 @@ func (f *fitness) judge(now time.Duration, c condition) string {
 func (d *daemon) watchFitness(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
-	var f fitness
+	f := fitness{interval: d.engine.interval}
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,9 +90,8 @@ func (d *daemon) watchFitness(ctx context.Context) error {
 			if d.applier != nil {
 				c.resets = d.applier.resets
 			}
-			f.why = f.judge(now, c)
-			d.engine.unfit = f.why
-			d.engine.core.SetDegraded(now, f.why != "")
+			d.engine.unfit = f.judge(now, c)
+			d.engine.core.SetDegraded(now, d.engine.unfit != "")
 		})
 	}
 }
