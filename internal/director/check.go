@@ -27,7 +27,32 @@ func Check(w io.Writer, s *Settings) error {
 	fmt.Fprintf(w, "nftables       %s\n", verdict("yes", nft.Probe()))
 	fmt.Fprintf(w, "nfqueue        %s\n", verdict("yes", nft.ProbeQueues()))
 	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))
-	return Possible(s)
+	if len(s.VIPs) > 0 {
+		printObstacles(w, s)
+	}
+	for _, o := range s.Others {
+		fmt.Fprintf(w, "share %-8d %s on %s, MAC %v, %d buckets by %v\n", o.ID, vipList(o.VIPs), o.Interface, o.MAC, o.Buckets, o.Sense)
+	}
+	for _, share := range append([]*Settings{s}, s.Others...) {
+		if err := Possible(share); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printObstacles names what in other people's rules drops the share's packets.
+func printObstacles(w io.Writer, s *Settings) {
+	all, err := nft.Obstacles(ownTables, s.Inside != nil)
+	switch {
+	case err != nil:
+		fmt.Fprintf(w, "other rules    not read: %v\n", err)
+	case len(all) == 0:
+		fmt.Fprintln(w, "other rules    none of nftables that would drop the share's packets")
+	}
+	for _, o := range all {
+		fmt.Fprintf(w, "other rules    %v\n", o)
+	}
 }
 
 func verdict(yes string, err error) string {

@@ -24,6 +24,7 @@ import (
 	"saru/partition"
 	"saru/partition/forward"
 	"saru/partition/lan"
+	"saru/partition/nft"
 )
 
 // announceEvery is how often the master tells the LAN the shared MAC, so that
@@ -89,6 +90,7 @@ func runShare(ctx context.Context, s *Settings, o Options) (err error) {
 		return err
 	}
 	log.Info("start", "node", s.Node, "cluster", s.Cluster, "version", o.Version, "share", vipList(s.VIPs), "lease", s.Lease)
+	d.warnOfObstacles()
 	d.engine.events.note(eventStart, "saru %s starts", o.Version)
 	if len(s.VIPs) == 0 {
 		log.Info("no addresses are configured in [share]: membership only")
@@ -280,6 +282,20 @@ func (d *daemon) openLAN(device string, addresses []netip.Prefix, mac net.Hardwa
 		Claimed: d.stranger,
 		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
+}
+
+// warnOfObstacles logs what in other people's rules drops the share's packets.
+func (d *daemon) warnOfObstacles() {
+	if d.filter == nil {
+		return
+	}
+	all, err := nft.Obstacles(ownTables, d.settings.Inside != nil)
+	if err != nil {
+		d.log.Warn("other people's rules cannot be read", "err", err)
+	}
+	for _, o := range all {
+		d.log.Warn("a rule of somebody else's is in the way", "where", o.Where, "what", o.What)
+	}
 }
 
 // lans are the director's places on its LANs.

@@ -169,12 +169,15 @@ func (s *Settings) pick(id int) *Settings {
 	return nil
 }
 
+// ownTables is what the names of our tables in nftables start with.
+const ownTables = "saru"
+
 // tableName is the share's table in nftables.
 func (s *Settings) tableName() string {
 	if s.rank == 0 {
-		return "saru"
+		return ownTables
 	}
-	return fmt.Sprintf("saru-%d", s.ID)
+	return fmt.Sprintf("%s-%d", ownTables, s.ID)
 }
 
 // Run is the daemon: it takes its part of each share until ctx ends, then gives
