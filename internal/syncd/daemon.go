@@ -80,6 +80,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	if d.control, err = control.Listen("syncd", s.Socket, handler); err != nil {
 		return err
 	}
+	s.UDP.Log = log
 	if d.udp, err = peer.NewUDP(s.UDP); err != nil {
 		return err
 	}

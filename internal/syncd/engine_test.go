@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(envDirector); path != "" {
 		os.Exit(director(path))
 	}
+	if path := os.Getenv(envProcess); path != "" {
+		os.Exit(process(path))
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
@@ -39,7 +38,10 @@ const (
 // It binds to the one address that peers know it by, never to all: what comes
 // from it has that source, other addresses of the machine (VIPs) do not answer
 // on the port, and programs may have the port there.
+//
+// An interface that vanishes is waited for (reopen.go).
 type UDP struct {
+	cfg   UDPConfig
 	own   *net.UDPConn // sends everything, hears unicast
 	group *net.UDPConn // hears the group; nil with a list of peers
 	ln    net.Listener
@@ -69,6 +71,7 @@ type UDPConfig struct {
 	Interface *net.Interface   // of the group; with Peers it may be nil
 	Group     netip.AddrPort   // its port is where all nodes listen
 	Peers     []netip.AddrPort // of one address family
+	Log       *slog.Logger     // nil: none
 }
 
 // IsIPv6 reports whether all is IPv6.
@@ -82,39 +85,48 @@ func (cfg *UDPConfig) IsIPv6() bool {
 // NewUDP opens the sockets. A port that is taken and an interface that cannot
 // do multicast are bad input.
 func NewUDP(cfg UDPConfig) (*UDP, error) {
-	u := &UDP{ms: make([]ipv4.Message, receiveBatch)}
-	if err := u.open(cfg); err != nil {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	u := &UDP{cfg: cfg, ms: make([]ipv4.Message, receiveBatch)}
+	if err := u.open(); err != nil {
 		return nil, errors.Join(err, u.Close())
 	}
 	return u, nil
 }
 
-func (u *UDP) open(cfg UDPConfig) error {
-	from, err := cfg.source()
+func (u *UDP) open() error {
+	from, err := u.cfg.source()
 	if err != nil {
 		return err
 	}
-	u.addr = netip.AddrPortFrom(from, cfg.Group.Port())
-	if u.own, err = listenUDP(u.addr, cfg.Interface); err != nil {
-		return err
-	}
-	u.pc = newBatchConn(u.own, cfg.IsIPv6())
+	u.addr = netip.AddrPortFrom(from, u.cfg.Group.Port())
 	if u.ln, err = net.Listen("tcp", u.addr.String()); err != nil {
 		return taken("TCP", u.addr, err)
 	}
-	for _, p := range cfg.Peers {
+	for _, p := range u.cfg.Peers {
 		u.to = append(u.to, net.UDPAddrFromAddrPort(p))
 	}
-	if len(u.to) > 0 {
-		return nil
+	if len(u.to) == 0 {
+		// No zone is needed: the sockets are bound to the interface.
+		u.to = []*net.UDPAddr{net.UDPAddrFromAddrPort(u.cfg.Group)}
 	}
-	// No zone is needed: the sockets are bound to the interface.
-	u.to = []*net.UDPAddr{net.UDPAddrFromAddrPort(cfg.Group)}
-	if u.group, err = listenUDP(cfg.Group, cfg.Interface); err != nil {
+	return u.openSockets()
+}
+
+func (u *UDP) openSockets() (err error) {
+	if u.own, err = listenUDP(u.addr, u.cfg.Interface); err != nil {
 		return err
 	}
-	if err := u.join(cfg.Interface); err != nil {
-		return config.Bad("sync.interface = %q: cannot do multicast to %v: %v; use an interface that can, or list the other directors in sync.peers", cfg.Interface.Name, cfg.Group, err)
+	u.pc = newBatchConn(u.own, u.cfg.IsIPv6())
+	if !u.Group() {
+		return nil
+	}
+	if u.group, err = listenUDP(u.cfg.Group, u.cfg.Interface); err != nil {
+		return err
+	}
+	if err := u.join(u.cfg.Interface); err != nil {
+		return config.Bad("sync.interface = %q: cannot do multicast to %v: %v; use an interface that can, or list the other directors in sync.peers", u.cfg.Interface.Name, u.cfg.Group, err)
 	}
 	return nil
 }
@@ -260,16 +272,13 @@ func (u *UDP) join(ifi *net.Interface) error {
 }
 
 // Group implements Transport.
-func (u *UDP) Group() bool { return u.group != nil }
+func (u *UDP) Group() bool { return len(u.cfg.Peers) == 0 }
 
 // Close gives the sockets back. The Session closes the Listener when it ends.
 func (u *UDP) Close() error {
-	var errs []error
-	for _, c := range []*net.UDPConn{u.own, u.group} {
-		if c != nil {
-			errs = append(errs, c.Close())
-		}
-	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	errs := []error{u.closeSocketsLocked()}
 	if u.ln != nil {
 		if err := u.ln.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -309,6 +318,9 @@ func (u *UDP) SendTo(datagrams [][]byte, to netip.AddrPort) error {
 }
 
 func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) (tooLarge error) {
+	if u.pc == nil {
+		return errAway
+	}
 	for len(datagrams) > 0 {
 		n := min(len(datagrams), len(u.ms))
 		for i, d := range datagrams[:n] {
@@ -330,46 +342,27 @@ func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) (tooLarge error) {
 	return tooLarge
 }
 
-// Receive delivers datagrams, one at a time, until ctx ends.
-func (u *UDP) Receive(ctx context.Context, deliver func(datagram []byte, from netip.AddrPort, group bool)) error {
-	var one sync.Mutex
-	_, v6 := u.pc.(*ipv6.PacketConn)
-	g, ctx := errgroup.WithContext(ctx)
-	for _, c := range []*net.UDPConn{u.own, u.group} {
-		if c == nil {
-			continue
-		}
-		g.Go(func() error {
-			return receive(ctx, c, newBatchConn(c, v6), func(d []byte, from netip.AddrPort) {
-				one.Lock()
-				defer one.Unlock()
-				deliver(d, from, c == u.group)
-			})
-		})
-	}
-	return g.Wait()
-}
+// A Deliverer takes a datagram, and whether it came through the group.
+type Deliverer = func(datagram []byte, from netip.AddrPort, group bool)
 
-func receive(ctx context.Context, c *net.UDPConn, pc batchConn, deliver func([]byte, netip.AddrPort)) error {
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+// receive hands on what comes to c, one at a time, until it fails.
+func receive(c *net.UDPConn, pc batchConn, one *sync.Mutex, group bool, deliver Deliverer) error {
 	ms := make([]ipv4.Message, receiveBatch)
 	for i := range ms {
 		ms[i].Buffers = [][]byte{make([]byte, MaxDatagram)}
 	}
 	for {
 		n, err := pc.ReadBatch(ms, 0)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
-			return fmt.Errorf("receive from peers: %w", err)
+			return fmt.Errorf("receive from peers on %v: %w", c.LocalAddr(), err)
 		}
+		one.Lock()
 		for i := range ms[:n] {
 			if from, ok := ms[i].Addr.(*net.UDPAddr); ok {
 				ap := from.AddrPort()
-				deliver(ms[i].Buffers[0][:ms[i].N], netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+				deliver(ms[i].Buffers[0][:ms[i].N], netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), group)
 			}
 		}
+		one.Unlock()
 	}
 }
