@@ -8,6 +8,7 @@ const (
 	noVoid              mutant = 1 << iota // grants of earlier heartbeats open what was given up since
 	noSilence                              // a restarted voter grants at once
 	takerDoesNotWait                       // promises and silence end long before the lease
+	watchFromSending                       // a voter counts from when it sent what the holder answers
 	countStalledSilence                    // silence is counted while the daemon itself slept
 	refusedIsAbsent                        // a refusal counts like no answer
 	releaseBeforeCommit                    // buckets are released when the close is asked, not when read back

@@ -36,6 +36,7 @@ var profiles = map[string]faults{
 	"fast":     {fast: true, stalls: true, kills: true, drain: true, slowNft: true, drop: 0.02, skew: time.Millisecond},
 	"frozen":   {freeze: true, kills: true, drop: 0.02, slow: 0.02},
 	"recorded": {recorded: true, kills: true, drop: 0.02, slow: 0.02, skew: time.Millisecond, stalls: true, drain: true},
+	"mixed":    {mixed: true, kills: true, drop: 0.02, slow: 0.02, skew: time.Millisecond, stalls: true, drain: true, moves: true},
 	"clone":    {clone: true, kills: true, drop: 0.02, skew: time.Millisecond},
 	"planned":  {drain: true, moves: true, steady: true, skew: 9 * time.Millisecond},
 	"chosen":   {steady: true, drain: true, moves: true, majority: true, witnesses: 1, skew: 9 * time.Millisecond},

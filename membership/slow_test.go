@@ -157,7 +157,7 @@ func TestSlowMachines(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			first, n := worlds(t, 3)
+			first, n := worlds(t, 2)
 			is, wrong := s.judge(first, n, 0)
 			if wrong != nil {
 				t.Fatal(wrong)
@@ -178,7 +178,7 @@ func TestSlowMachineMutants(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			is, wrong := slowWorlds[m.world].judge(0, 3, m.mut)
+			is, wrong := slowWorlds[m.world].judge(0, 2, m.mut)
 			if wrong == nil {
 				t.Errorf("the simulation does not see this error: %s", is)
 			}

@@ -42,6 +42,9 @@ func (c *Core) freeFor(b int, id NodeID, inc uint64) bool {
 func (c *Core) promise(hb *Heartbeat, claims partition.Set) (granted partition.Set) {
 	c.free(hb.From, hb.Inc, hb.Host, claims)
 	until := c.now + c.watch(hb.Lease)
+	if s := c.echo(hb); s != nil && c.cfg.mutant&watchFromSending != 0 {
+		until = s.at + hb.Lease
+	}
 	for b := range claims.All() {
 		if b < c.ledgerSize() && c.freeFor(b, hb.From, hb.Inc) {
 			c.ledger[b] = promise{hb.From, hb.Inc, hb.Host, until}
