@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -49,7 +50,9 @@ func ReadConns(pace func() error, fn func(*Entry) error) error {
 	return nil
 }
 
-// A pacedReader asks before each read.
+// A pacedReader asks before each read. The kernel goes on after as many entries
+// as it told before, so where some of them went meanwhile, as many are passed
+// over. Reads of random sizes see to it that these are others each time.
 type pacedReader struct {
 	r    io.Reader
 	pace func() error
@@ -61,7 +64,7 @@ func (p pacedReader) Read(b []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return p.r.Read(b)
+	return p.r.Read(b[:len(b)-rand.IntN(len(b)/2+1)])
 }
 
 // ParseConns is ReadConns for a text in the format of

@@ -20,9 +20,11 @@ const (
 	// (10 s), so that in a table that is read fast a server's reset is seen as
 	// such.
 	auditEvery = 5 * time.Second
-	// auditFast is for how long a pass may take that is believed when it does
-	// not see an entry twice in a row; a longer one, three times.
-	auditFast = 5 * time.Second
+	// missedOften is in how many passes in a row an entry that is active here
+	// must be missing to be believed gone. A pass that passes over one in
+	// twenty entries, as one of a small table does on a machine that stands
+	// still for tenths of a second, names a living one once in 10^10 times.
+	missedOften = 8
 
 	// settle is for how long the mirror and the kernel may differ for no other
 	// reason than that news is under way between them.
@@ -44,11 +46,11 @@ const (
 // connection or kept it alive, that it expired, or was there all along. Of all
 // others the mirror is right, and the kernel is told again what it lost.
 //
-// The kernel's table is read in slices, and shows an entry that nobody
-// touches, but when entries before it go meanwhile, some are passed over. So
-// one that was not seen is told to the kernel again if it is a peer's, which
-// does no harm if it was there; one of ours is believed to be gone only when
-// it was missing in two passes, or more if passes are slow.
+// The kernel's table is read in slices. When entries go meanwhile, as the
+// heartbeat's do all the time, others are passed over. So one that was not
+// seen twice is told to the kernel again if it is a peer's, which does no harm
+// if it was there; but one of ours is believed to be gone only when it was
+// missing in missedOften passes.
 type audit struct {
 	e     *Engine
 	pacer *pacer
@@ -60,7 +62,6 @@ type audit struct {
 	entries int
 	held    int
 	cost    time.Duration // CPU time of the last pass
-	fast    bool          // the present pass reads fast
 
 	// Entries to be seen the same again, and how often they were: those of
 	// ours that the kernel lacked, and those of its that the mirror lacks.
@@ -119,7 +120,6 @@ func (a *audit) pass(ctx context.Context) {
 		return nil
 	}, a.entry)
 	if err == nil && ctx.Err() == nil {
-		a.fast = time.Since(start) <= auditFast
 		a.lookForMissing(ctx)
 	}
 	a.pacer.account()
@@ -297,16 +297,12 @@ func (a *audit) lacks(r *conntable.Record) {
 		case !sure:
 		case e.held(r):
 			a.held++
-		case !e.replacingTemplate(&r.Key):
+		case !e.replacingTemplate(&r.Key) && a.missing.again(&r.Key) >= 2:
 			a.reinject(&r.Key)
 		}
 		return
 	}
-	times := 2
-	if !a.fast {
-		times = 3
-	}
-	if a.missing.again(&r.Key) < times {
+	if a.missing.again(&r.Key) < missedOften {
 		return
 	}
 	if r.Version.Clock < conntable.LiveClock {

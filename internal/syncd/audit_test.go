@@ -53,7 +53,7 @@ func TestAuditTellsWhatTheKernelDidNot(t *testing.T) {
 			},
 		},
 		"it goes at once": {
-			func(a *node, c conntable.Connection) { a.kernel.lost(c.Key) }, 15 * time.Second,
+			func(a *node, c conntable.Connection) { a.kernel.lost(c.Key) }, (missedOften + 1) * auditEvery,
 			func(t *testing.T, _ conntable.Connection, e fakeEntry, there bool) {
 				if there {
 					t.Errorf("the peer's kernel still has %+v", e)
@@ -138,7 +138,7 @@ func TestAuditMendsTheKernel(t *testing.T) {
 		time.Sleep(time.Second)
 		stale.Flags |= conntable.FlagSync
 		b.kernel.serve(stale)
-		time.Sleep(10 * time.Second)
+		time.Sleep(3 * auditEvery)
 		for i := range many {
 			e, ok := b.kernel.entry(tcp(i, 0, 0).Key)
 			if want := map[bool]uint16{true: finWait, false: established}[i == 5]; !ok || e.State != want {
@@ -183,6 +183,29 @@ func TestAuditNeverReplacesNewerState(t *testing.T) {
 	})
 }
 
+// An entry that a pass or two passed over is not told to be gone.
+func TestAuditDoesNotBelieveWhatItMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 28)
+		c := tcp(1, established, 900*time.Second)
+		a.capture(c)
+		for range 5 {
+			time.Sleep(auditEvery + time.Second)
+			a.kernel.mu.Lock()
+			kept := a.kernel.table[c.Key]
+			delete(a.kernel.table, c.Key)
+			a.kernel.mu.Unlock()
+			time.Sleep(missedOften/2*auditEvery + time.Second)
+			a.kernel.mu.Lock()
+			a.kernel.table[c.Key] = kept
+			a.kernel.mu.Unlock()
+		}
+		if _, ok := b.kernel.entry(c.Key); !ok || a.Status().Audit.Gone != 0 {
+			t.Errorf("told to be gone: %+v", a.Status().Audit)
+		}
+	})
+}
+
 // An entry of which the kernel kept what was deleted is deleted again.
 func TestAuditDeletesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -191,7 +214,7 @@ func TestAuditDeletesAgain(t *testing.T) {
 		a.capture(c)
 		time.Sleep(5 * time.Second)
 		a.kernel.lost(c.Key)
-		time.Sleep(12 * time.Second)
+		time.Sleep((missedOften + 1) * auditEvery)
 		kept := c
 		kept.Flags |= conntable.FlagSync
 		b.kernel.mu.Lock()

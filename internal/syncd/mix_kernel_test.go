@@ -359,6 +359,7 @@ func TestMixedConnectionsOutliveTenFailovers(t *testing.T) {
 // reset has a masqueraded server reset a connection, which the kernel tells
 // nobody.
 func (l *mixLAN) reset() {
+	l.via(0)
 	f := l.open("reset", "tcp4", natFrom, testVIP+":21")
 	port := fmt.Sprintf("%04X", f.conn.LocalAddr().(*net.TCPAddr).Port)
 	state := func(i int) string {

@@ -36,7 +36,8 @@ func (e *Engine) Captured(c *conntable.Connection) {
 	if !e.suppress(&r) {
 		e.news(&r)
 	} else if e.trace.on() {
-		e.trace.passed(PathCaptured, "refresh", &r)
+		seen := r // so that r stays off the heap
+		e.trace.passed(PathCaptured, "refresh", &seen)
 	}
 }
 
@@ -50,7 +51,8 @@ func (e *Engine) news(r *conntable.Record) {
 		res = e.table.Apply(r, e.newsFor())
 	}
 	if e.trace.on() {
-		e.trace.merged(PathCaptured, r, &res)
+		seen, what := *r, res // so that r stays off the heap
+		e.trace.merged(PathCaptured, &seen, &what)
 	}
 	e.queued(res)
 }

@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,5 +129,24 @@ func TestOnlyRefreshesAreHeldBack(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// BenchmarkRefresh: a record of the kernel's that the peers need not hear of.
+func BenchmarkRefresh(b *testing.B) {
+	e := New(Config{Node: "d1", Keys: testKeys, Transport: peertest.New(1).Node(1), Log: slog.New(slog.DiscardHandler)})
+	conns := make([]conntable.Connection, 1<<12)
+	for i := range conns {
+		conns[i] = tcp(i, established, 900*time.Second)
+		e.Captured(&conns[i])
+	}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		e.Captured(&conns[i&(len(conns)-1)])
+		i++
+	}
+	if e.suppressed.Load() == 0 {
+		b.Fatal("nothing was held back")
 	}
 }

@@ -63,5 +63,6 @@ key_file  = %q
 
 [control]
 socket = %q
-`, d.name, d.keyFile, d.syncdSocket)
+saru   = %q
+`, d.name, d.keyFile, d.syncdSocket, d.saruSocket)
 }
