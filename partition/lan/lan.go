@@ -56,6 +56,7 @@ type LAN struct {
 	ifindex int
 	handle  *netlink.Handle
 	state   state
+	home    string   // the network namespace that Open was called in
 	arp     *os.File // also holds the membership of the shared MAC
 	nd      *os.File // nil without an IPv6 address
 	groups  *os.File // likewise
@@ -86,6 +87,9 @@ func Open(cfg Config) (_ *LAN, err error) {
 		return nil, fmt.Errorf("lan: interface %q is not Ethernet", cfg.Interface)
 	}
 	l.ifindex = ifi.Index
+	if l.home, err = namespace(); err != nil {
+		return nil, fmt.Errorf("lan: %w", err)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"strings"
 )
 
@@ -69,9 +70,19 @@ func (s *state) restoreSysctls() error {
 	return errors.Join(errs...)
 }
 
+// namespace names the calling thread's network namespace, which is whose
+// sysctls it sees.
+func namespace() (string, error) { return os.Readlink("/proc/thread-self/ns/net") }
+
 // keepSettings writes the settings again that somebody has changed, and
-// returns which.
+// returns which. A process whose threads are in several namespaces must not
+// write them where Open did not.
 func (l *LAN) keepSettings() (changed []string, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if here, err := namespace(); err != nil || here != l.home {
+		return nil, err
+	}
 	for _, s := range l.settings() {
 		now, err := readSysctl(s.key)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && now == s.value {
