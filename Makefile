@@ -12,9 +12,12 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 # Debian packages that the tests and the demo run: the real servers, the
 # peers, the emulator.
 PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 kmod \
-            nginx-light redis-server curl iputils-ping
-# And what the kernel module is built with, where it is built.
-kmod kmod-test: PACKAGES += gcc make binutils
+            nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump
+# And what the kernel module is built with, where it is built; the peers that
+# are measured beside us.
+kmod kmod-test kmod-deb: PACKAGES += gcc make binutils sparse
+kmod-deb: PACKAGES += dkms dpkg-dev
+bench-peers: PACKAGES += conntrackd conntrack
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
@@ -68,6 +71,10 @@ kmod: deps ## build the kernel module for Debian's 6.1 and 6.12, warnings are er
 kmod-test: deps build ## the module's tests in a guest of each kernel
 	$(MAKE) -C kmod test
 
+.PHONY: kmod-deb
+kmod-deb: deps ## the module's Debian package for DKMS, built and installed in a root of its own
+	$(MAKE) -C kmod deb deb-test
+
 .PHONY: demo
 demo: deps build ## three directors, six power cuts, every flow must live (KERNEL=6.1|6.12, SYNC=syncd|kernel|kernel-tuned)
 	bin/demo --host --kernel $(KERNEL) --sync $(SYNC) --out $(CURDIR)/$(OUT)/demo-$(KERNEL)-$(SYNC)
@@ -83,6 +90,18 @@ sim: ## the protocol attacked in virtual time: SEEDS worlds of each profile
 .PHONY: bench
 bench: ## benchmarks, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-failover
+bench-failover: deps build ## 30 power cuts each of saru and of keepalived, as root
+	$(GO) run ./test/failover/cmd/failover
+
+.PHONY: bench-busy
+bench-busy: deps build ## ten minutes on busy processors: no living director may be taken for dead
+	$(GO) run ./test/failover/cmd/failover -busy 10m
+
+.PHONY: bench-peers
+bench-peers: deps ## syncd beside conntrackd, as root
+	$(GO) run ./test/versus/cmd/versus
 
 .PHONY: clean
 clean: ## remove what was built, and the lab's output; keep .cache

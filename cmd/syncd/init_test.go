@@ -36,7 +36,7 @@ func newInitd(t *testing.T) *initd {
 			t.Skip(err)
 		}
 	}
-	script, err := filepath.Abs("../../packaging/sysvinit/syncd")
+	script, err := filepath.Abs("../../packaging/sysv/syncd")
 	if err != nil {
 		t.Fatal(err)
 	}
