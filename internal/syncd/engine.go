@@ -203,13 +203,16 @@ func (e *Engine) CatchUp(ctx context.Context, peer string) error {
 	return e.toKernel.flushed(ctx)
 }
 
-// Flush waits until all that the own kernel knew when Flush was called was
-// sent to the peers. Whether it came is for them to say.
-func (e *Engine) Flush(ctx context.Context) error {
+// CatchUpBack waits until all that the own kernel knew when CatchUpBack was
+// called was sent to the peers, and is delivered at the named one.
+func (e *Engine) CatchUpBack(ctx context.Context, peer string) error {
 	if !pause(ctx, captureLag) {
 		return ctx.Err()
 	}
-	return e.toPeers.flushed(ctx)
+	if err := e.toPeers.flushed(ctx); err != nil {
+		return err
+	}
+	return e.session.Delivered(ctx, peer)
 }
 
 // join says that we are synced when we are: all that the peers held when we

@@ -40,7 +40,7 @@ func (e *Engine) Handler() http.Handler {
 // A Barrier is what saru waits for before and after it moves a share.
 type Barrier struct {
 	Peer string `json:"peer"` // its name in syncd
-	Back bool   `json:"back"` // all that is known here was sent to Peer; else all that Peer sent is in the kernel here
+	Back bool   `json:"back"` // all that is known here is delivered at Peer; else all that Peer sent is in the kernel here
 }
 
 func (e *Engine) serveBarrier(w http.ResponseWriter, r *http.Request) {
@@ -51,7 +51,7 @@ func (e *Engine) serveBarrier(w http.ResponseWriter, r *http.Request) {
 	}
 	reach := func(ctx context.Context) error { return e.CatchUp(ctx, b.Peer) }
 	if b.Back {
-		reach = e.Flush
+		reach = func(ctx context.Context) error { return e.CatchUpBack(ctx, b.Peer) }
 	}
 	switch err := reach(r.Context()); {
 	case errors.Is(err, peer.ErrUnknownPeer):

@@ -16,6 +16,7 @@ type catchUp struct {
 	peer    *peerState
 	ask     uint64 // a heartbeat that answers this, or a later question, tells how far to wait
 	after   uint64 // so does one made later than this, of a peer that answers no questions
+	back    bool   // it is the peer that catches up
 	told    bool
 	highest uint64
 	done    chan error
@@ -25,17 +26,35 @@ type catchUp struct {
 // is delivered, whatever was lost on the way. It asks the peer how much that
 // is, with its heartbeats until one is answered.
 func (s *Session) CatchUp(ctx context.Context, name string) error {
+	if err := s.askAndWait(ctx, name, false); err != nil {
+		return fmt.Errorf("catch up with %q: %w", name, err)
+	}
+	return nil
+}
+
+// Delivered waits until all that was sent when Delivered was called is
+// delivered at the named peer: it answers a question no sooner. One that speaks
+// version 1 answers none; of it, a heartbeat made afterwards is all that is
+// waited for.
+func (s *Session) Delivered(ctx context.Context, name string) error {
+	if err := s.askAndWait(ctx, name, true); err != nil {
+		return fmt.Errorf("have %q catch up: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Session) askAndWait(ctx context.Context, name string, back bool) error {
 	s.mu.Lock()
 	var c *catchUp
 	for _, p := range s.peers {
 		if p.name == name {
 			s.asked++
-			c = &catchUp{peer: p, ask: s.asked, after: s.cfg.Clock.Now(), done: make(chan error, 1)}
+			c = &catchUp{peer: p, back: back, ask: s.asked, after: s.cfg.Clock.Now(), done: make(chan error, 1)}
 		}
 	}
 	if c == nil {
 		s.mu.Unlock()
-		return fmt.Errorf("catch up with %q: %w", name, ErrUnknownPeer)
+		return ErrUnknownPeer
 	}
 	s.catchUps[c] = struct{}{}
 	s.ask = true
@@ -50,10 +69,7 @@ func (s *Session) CatchUp(ctx context.Context, name string) error {
 	s.mu.Lock()
 	delete(s.catchUps, c)
 	s.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("catch up with %q: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 // toldLocked notes how much a peer has sent, for those who wait for it.
@@ -82,10 +98,12 @@ func (s *Session) questionLocked() uint64 {
 	return 0
 }
 
-// answersLocked returns what is to be answered with the next heartbeat.
+// answersLocked returns what is to be answered with the next heartbeat: the
+// questions of those whose records, as of the question, are delivered here. Who
+// is not answered asks again.
 func (s *Session) answersLocked() (out []answer) {
 	for _, p := range s.peers {
-		if p.asks != 0 && len(out) < maxAnswers {
+		if p.asks != 0 && len(out) < maxAnswers && !p.pulling && !p.pullWanted && p.gaps.complete(p.asksOf) {
 			out = append(out, answer{p.node, p.asks})
 			p.asks = 0
 		}
@@ -97,6 +115,10 @@ func (s *Session) answersLocked() (out []answer) {
 // that is marked as come from p is delivered.
 func (s *Session) caughtUpLocked(p *peerState) {
 	for c := range s.catchUps {
+		if c.peer == p && c.told && c.back {
+			c.end(nil)
+			continue
+		}
 		if c.peer == p && c.told && !p.pulling && !p.pullWanted && p.gaps.complete(c.highest) {
 			c.end(nil)
 		}

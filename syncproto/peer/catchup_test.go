@@ -66,6 +66,34 @@ func TestCatchUp(t *testing.T) {
 	}
 }
 
+// What was sent when Delivered was called is delivered at the peer when it
+// returns, however much was lost.
+func TestDelivered(t *testing.T) {
+	for _, loss := range []float64{0, 0.5} {
+		synctest.Test(t, func(t *testing.T) {
+			network, a, _, got := pair(t)
+			network.SetLoss(loss)
+			const n = 200
+			for range n {
+				a.Send([]conntable.Record{now(a)})
+			}
+			start := time.Now()
+			if err := a.Delivered(t.Context(), "d2"); err != nil {
+				t.Fatal(err)
+			}
+			if len(*got) < n {
+				t.Errorf("loss %v: %d of %d records are delivered", loss, len(*got), n)
+			}
+			if d := time.Since(start); loss == 0 && d > 2*heartbeatSoon {
+				t.Errorf("waited %v without a loss", d)
+			}
+			if err := a.Delivered(t.Context(), "d3"); !errors.Is(err, ErrUnknownPeer) {
+				t.Errorf("an unknown peer: %v", err)
+			}
+		})
+	}
+}
+
 func TestCatchUpFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network, _, b, _ := pair(t)

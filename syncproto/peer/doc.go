@@ -159,8 +159,9 @@
 //
 // "answer" asks all to send a heartbeat now; a joiner sets it, and so does who
 // asks a question: a heartbeat that answers it was made after the question came,
-// so its highest sequence covers all that was sent before. Who wants to catch up
-// with a peer asks until it is answered.
+// so its highest sequence covers all that was sent before, and it is made no
+// sooner than all is delivered that the asker had sent when it asked first. Who
+// wants to catch up with a peer, or it to catch up, asks until it is answered.
 //
 // A path is what the sender says of the way from node to it: the largest UDP
 // payload that came in the last 10 to 20 s, and "alone" if for 1.5 s none came

@@ -33,6 +33,7 @@ type peerState struct {
 	streams     uint8 // that it serves
 	rate        uint32
 	asks        uint64 // to be answered
+	asksOf      uint64 // what it had sent then: it is answered when that is delivered
 
 	gaps      gaps
 	lowest    uint64 // what it can still resend from

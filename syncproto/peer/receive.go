@@ -165,7 +165,9 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	}
 	if hb.flags&flagAnswer != 0 {
 		s.answer = true
-		p.asks = hb.ask
+		if p.asks != hb.ask {
+			p.asks, p.asksOf = hb.ask, hb.highest
+		}
 	}
 	if s.answer || p.pullWanted || !p.missingAt.IsZero() {
 		s.wake()
