@@ -61,6 +61,24 @@ func TestExplainNamesTheAcceptor(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	t.Log("\n" + out)
+	// What the clients sent was counted with their buckets, at both directors.
+	sums := map[string]uint64{}
+	for _, n := range l.nodes {
+		out, err := n.saru("buckets", "--json")
+		l.must(err)
+		var b director.Buckets
+		l.must(json.Unmarshal([]byte(out), &b))
+		for _, s := range b.Buckets {
+			if s.Count.OpenAdmitted > 0 && !s.Open || s.Open != (s.Owner == n.name) {
+				t.Errorf("%s: %+v", n.name, s)
+			}
+			sums["admitted"] += s.Count.OpenAdmitted
+			sums["refused"] += s.Count.OpenRefused
+		}
+	}
+	if sums["admitted"] != 12 || sums["refused"] != 12 {
+		t.Errorf("of 12 connections %v packets that open one", sums)
+	}
 	for _, bad := range [][]string{{"tcp", "10.9.0.1", "10.9.0.100:80"}, {"tcp"}, {"tcp", "10.9.0.1:1", "10.9.0.99:80"}} {
 		if out, err := l.nodes[0].saru(append([]string{"explain"}, bad...)...); err == nil || strings.Count(out, "\n") != 1 {
 			t.Errorf("%v: %v: %s", bad, err, out)

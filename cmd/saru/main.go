@@ -29,7 +29,7 @@ func command() *cobra.Command {
 		Run:      run,
 	}
 	root := p.Command(&f)
-	root.AddCommand(statusCommand(&f), eventsCommand(&f), weightCommand(&f), explainCommand(&f), keygenCommand(), checkCommand(&f),
+	root.AddCommand(statusCommand(&f), eventsCommand(&f), weightCommand(&f), explainCommand(&f), bucketsCommand(&f), keygenCommand(), checkCommand(&f),
 		tellCommand(&f, "drain", "Give the share away, keep the membership; returns when it is gone", director.DrainWithin+cli.AnswerWithin),
 		tellCommand(&f, "undrain", "Take a share again", cli.AnswerWithin),
 		tellCommand(&f, "freeze", "Stop all planned moves of shares, on all directors", cli.AnswerWithin),

@@ -33,6 +33,7 @@ type Filter interface {
 	Reset() error
 	Replan(p partition.Plan) error
 	Stats() (nft.Stats, error)
+	Buckets() ([]nft.BucketStats, error)
 	Close() error
 }
 

@@ -34,6 +34,8 @@ type HereExplanation struct {
 	Open  bool   `json:"open"`  // it takes packets that open the flow
 	Rest  bool   `json:"rest"`  // and the others of TCP and SCTP
 	Lease bool   `json:"lease"` // its lease lives; without it nothing is taken
+
+	Packets BucketPackets `json:"bucket_packets"` // of all flows of the bucket, here
 }
 
 // ExplainQuery returns the resource that the control socket explains a flow
@@ -67,6 +69,9 @@ func (d *daemon) explain(ctx context.Context, f partition.Flow) (*Explanation, e
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the engine does not answer: %w", err)
+	}
+	if counts, err := d.filter.Buckets(); err == nil && e.Bucket < len(counts) {
+		e.Here.Packets = packetsOf(counts[e.Bucket])
 	}
 	slices.Sort(bucket.Open)
 	slices.Sort(bucket.Rest)
@@ -114,10 +119,11 @@ new       taken by %s
 other     taken by %s
 rule      %s
 why       %s
-here      %s %s
+here      %s %s; of the bucket it has admitted %d new and %d other packets, and refused %d and %d
 show      %s
 `, e.Flow, e.Service, e.Sense, e.Method, e.Bucket, orNone(e.Owner), e.Epoch>>32, e.Epoch&0xffffffff,
-		orNobody(e.Open), orNobody(e.Rest), e.Rule, e.Why, e.Here.Node, here, e.Tcpdump)
+		orNobody(e.Open), orNobody(e.Rest), e.Rule, e.Why, e.Here.Node, here,
+		e.Here.Packets.OpenAdmitted, e.Here.Packets.RestAdmitted, e.Here.Packets.OpenRefused, e.Here.Packets.RestRefused, e.Tcpdump)
 	return err
 }
 

@@ -22,6 +22,7 @@ func (k *noKernel) Settle(*partition.Set, time.Duration) error { return nil }
 func (k *noKernel) Verify() (bool, error)                      { return true, nil }
 func (k *noKernel) Reset() error                               { return nil }
 func (k *noKernel) Replan(partition.Plan) error                { return nil }
+func (k *noKernel) Buckets() ([]nft.BucketStats, error)        { return nil, nil }
 func (k *noKernel) Stats() (nft.Stats, error)                  { return nft.Stats{}, nil }
 func (k *noKernel) Close() error                               { return nil }
 

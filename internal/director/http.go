@@ -25,6 +25,7 @@ func (d *daemon) handler() http.Handler {
 		control.JSON(w, st)
 	})
 	mux.HandleFunc("GET /explain", d.serveExplain)
+	mux.HandleFunc("GET /buckets", d.serveBuckets)
 	mux.HandleFunc("GET /ownership", d.serveOwnership)
 	mux.HandleFunc("GET /events", d.engine.events.serve)
 	mux.HandleFunc("POST /weight", d.serveWeight)
