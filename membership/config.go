@@ -13,6 +13,7 @@ const (
 	DefaultLingerMax   = 60 * time.Second
 	DefaultBarrierWait = 2 * time.Second
 	DefaultLeaveWithin = 10 * time.Second
+	DefaultHysteresis  = 10 * time.Second
 )
 
 // Watch returns L_w: for how long a watcher must wait until a lease that it
@@ -40,6 +41,7 @@ type Config struct {
 	Linger      time.Duration // rest of a released bucket is kept at least so long
 	LingerMax   time.Duration // and at most so long
 	BarrierWait time.Duration // bound of waiting for a Barrier
+	Hysteresis  time.Duration // for how long a degradation must last, and be gone, to count
 	LeaveWithin time.Duration // bound of giving the share away before leaving
 
 	mutant mutant // deliberate errors, for tests
@@ -55,6 +57,7 @@ func (c *Config) defaults() {
 	set(&c.LingerMax, DefaultLingerMax)
 	set(&c.BarrierWait, DefaultBarrierWait)
 	set(&c.LeaveWithin, DefaultLeaveWithin)
+	set(&c.Hysteresis, DefaultHysteresis)
 	if c.Witness && c.Buckets == 0 {
 		c.Buckets = 64
 	}

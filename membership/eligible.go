@@ -4,8 +4,6 @@ import "time"
 
 // How long a condition must last before it changes what a node says of itself.
 const (
-	degradedRises = 10 * time.Second
-	degradedFalls = 10 * time.Second
 	impairedRises = time.Second
 	impairedFalls = 10 * time.Second
 )
@@ -34,7 +32,7 @@ func (c *Core) judgeSelf() {
 	if c.cfg.Witness {
 		return
 	}
-	c.degraded.update(c.now, c.degrade, degradedRises, degradedFalls)
+	c.degraded.update(c.now, c.degrade, c.cfg.Hysteresis, c.cfg.Hysteresis)
 	c.impaired.update(c.now, c.outreached(), impairedRises, impairedFalls)
 	if c.noFrames = c.framesLost(); c.noFrames {
 		if c.state == Ready || c.state == Draining {

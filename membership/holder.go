@@ -401,15 +401,15 @@ func (c *Core) speaks() bool {
 	return true
 }
 
-// ackFrom acts on a voter's answer (H3).
-func (c *Core) ackFrom(a *Ack) {
+// ackFrom acts on a voter's answer (H3), and reports whether it was news.
+func (c *Core) ackFrom(a *Ack) bool {
 	if a.To != c.id || a.ToInc != c.cfg.Incarnation {
-		return
+		return false
 	}
 	s := &c.sent[a.N%ringSize]
 	if s.n != a.N || a.N == 0 || s.answered(a.From) || len(s.acks) >= maxPeers {
 		c.stats.StaleAcks++
-		return
+		return false
 	}
 	c.stats.Acks++
 	if p := c.peer(a.From); p != nil {
@@ -424,4 +424,5 @@ func (c *Core) ackFrom(a *Ack) {
 	if p := c.peer(a.From); p != nil {
 		c.wantEpoch(p, a.Epoch)
 	}
+	return true
 }

@@ -297,8 +297,12 @@ func (c *Core) sameSeats(cs []candidate) bool {
 func (c *Core) owners(mine bool) []string {
 	var prev []string
 	if c.assign != nil {
+		names := make([]string, len(c.assign.Seats))
+		for i := range names {
+			names[i] = c.assign.Seats[i].Node.String()
+		}
 		for _, i := range c.assign.Owner {
-			prev = append(prev, c.assign.Seats[i].Node.String())
+			prev = append(prev, names[i])
 		}
 	}
 	if mine || len(prev) == 0 {
@@ -306,13 +310,15 @@ func (c *Core) owners(mine bool) []string {
 	}
 	for _, p := range c.peers {
 		if p.director() {
+			name := p.id.String()
 			for b := range p.hb.Open.All() {
-				prev[min(b, len(prev)-1)] = p.id.String()
+				prev[min(b, len(prev)-1)] = name
 			}
 		}
 	}
+	name := c.id.String()
 	for b := range c.open.All() {
-		prev[b] = c.id.String()
+		prev[b] = name
 	}
 	return prev
 }

@@ -225,12 +225,12 @@ func (c *Core) compatible(hb *Heartbeat) bool {
 	return missing+extra <= 1
 }
 
-// heartbeatFrom acts on a peer's heartbeat.
-func (c *Core) heartbeatFrom(hb *Heartbeat) {
+// heartbeatFrom acts on a peer's heartbeat, and reports whether it was news.
+func (c *Core) heartbeatFrom(hb *Heartbeat) bool {
 	p := c.addPeer(hb.From)
 	if p == nil {
 		c.stats.TooManyNodes++
-		return
+		return true
 	}
 	if !c.compatible(hb) {
 		c.stats.ForeignShape++
@@ -238,7 +238,7 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 		p.foreign, p.lastRx, p.heard = true, c.now, false
 		p.ancient, p.holds = false, hb.State != Joining || !hb.Open.Empty()
 		c.doubt(p)
-		return
+		return true
 	}
 	echoed := c.echo(hb)
 	fresh := echoed != nil && c.now-echoed.at <= c.maxLw
@@ -252,25 +252,25 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 		if hb.Inc != p.alive {
 			c.stats.UnknownInc++
 			c.doubt(p)
-			return
+			return true
 		}
 	case p.inc == hb.Inc && hb.N <= p.hb.N:
 		c.stats.OldHeartbeats++
-		return
+		return false
 	case p.inc != hb.Inc && p.heard && p.hb.Host != hb.Host:
 		// Who restarts has closed its kernel first; another machine has not.
 		c.stats.Clones++
 		p.cloneAt = c.now
-		return
+		return true
 	case p.inc != hb.Inc && p.heard && !fresh:
 		// A delayed heartbeat of a life before must not undo this one's:
 		// only who answers us now is newer.
 		c.stats.UnknownInc++
-		return
+		return true
 	}
 	if !p.heard && c.countHeard() >= MaxNodes-1 {
 		c.stats.TooManyNodes++
-		return
+		return true
 	}
 	c.stats.Heartbeats++
 	c.noteReleases(p, hb)
@@ -300,6 +300,7 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) {
 		c.vote(hb)
 	}
 	c.wantEpoch(p, hb.Epoch)
+	return true
 }
 
 // echo returns the heartbeat of ours that hb says that its sender heard, or

@@ -58,6 +58,9 @@ func (n *simNode) start() {
 		Lease: n.w.lease, Interval: n.w.interval, Arm: n.w.arm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
 		Voters: n.w.voters(), mutant: n.w.mut,
 	}
+	if n.w.f.moves {
+		cfg.Hysteresis = 400 * time.Millisecond
+	}
 	if n.witness {
 		cfg.Witness, cfg.Shape, cfg.Buckets, cfg.Frames, cfg.Voters = true, 0, 0, false, nil
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 var drawMembers = rapid.Custom(func(t *rapid.T) []Member {
-	names := rapid.SliceOfNDistinct(rapid.StringMatching(`[a-h][0-9]`), 1, 16, rapid.ID).Draw(t, "names")
+	names := rapid.SliceOfNDistinct(rapid.StringMatching(`[a-h][0-9]{1,2}`), 1, 128, rapid.ID).Draw(t, "names")
 	var members []Member
 	for _, n := range names {
 		members = append(members, Member{n, rapid.IntRange(1, MaxWeight).Draw(t, "weight")})
