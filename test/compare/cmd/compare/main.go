@@ -1,0 +1,156 @@
+// Command compare measures the ways to synchronise connections side by side:
+// see package compare.
+//
+//	compare --host --kernel 6.1 --out DIR    a guest for each way, then the table
+//	compare --way syncd-module --out DIR     one way, here: a kernel with IPVS, root
+//	compare --report DIR …                   the table of what was measured before
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"saru/internal/config"
+	"saru/test/compare"
+	"saru/test/lab"
+	"saru/test/lab/guest"
+)
+
+func main() {
+	var o options
+	flag.BoolVar(&o.host, "host", false, "boot a guest for each way")
+	flag.BoolVar(&o.report, "report", false, "print the table of the folders given")
+	flag.StringVar(&o.kernel, "kernel", "6.1", "the guests' kernel: 6.1 or 6.12")
+	flag.StringVar(&o.ways, "ways", strings.Join(append(compare.Ways, compare.None), ","), "the ways, for --host")
+	flag.StringVar(&o.way, "way", "", "the way to measure here")
+	flag.StringVar(&o.module, "module", "", "ip_vs_user_sync.ko, built for this kernel (default: as kmod/check.sh leaves it)")
+	flag.StringVar(&o.out, "out", "out/compare", "folder for the results")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	err := o.run(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+	}
+	os.Exit(config.ExitStatus(err))
+}
+
+type options struct {
+	host, report                   bool
+	kernel, ways, way, module, out string
+}
+
+func (o *options) run(ctx context.Context) error {
+	switch {
+	case o.report:
+		return report(ctx, flag.Args())
+	case o.host:
+		for _, way := range strings.Split(o.ways, ",") {
+			if err := o.boot(ctx, way); err != nil {
+				return err
+			}
+		}
+		return report(ctx, []string{o.out})
+	case o.way == "":
+		return config.Bad("give --host, --report or --way (%s)", strings.Join(compare.Ways, ", "))
+	}
+	return o.measure(ctx)
+}
+
+// boot measures one way in a guest.
+func (o *options) boot(ctx context.Context, way string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	out, err := filepath.Abs(o.out)
+	if err != nil {
+		return err
+	}
+	args := []string{"run", "--kernel", o.kernel, "--out", out, "--", self, "--way", way, "--kernel", o.kernel, "--out", guest.OutDir}
+	if o.module != "" {
+		args = append(args, "--module", o.module)
+	}
+	fmt.Fprintf(os.Stderr, "%s on Linux %s …\n", way, o.kernel)
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "lab"), args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s in the guest: %w", way, err)
+	}
+	return nil
+}
+
+// measure measures one way on this kernel.
+func (o *options) measure(ctx context.Context) error {
+	if !lab.HasIPVS() {
+		return config.Bad("this kernel has no IPVS; measure in guests with --host")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bin := filepath.Dir(self)
+	module := o.module
+	if module == "" {
+		module = filepath.Join(bin, "..", ".cache", "kmod", o.kernel, "ip_vs_user_sync.ko")
+	}
+	dir, err := os.MkdirTemp("", "compare-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	start := time.Now()
+	say := func(what string) { fmt.Fprintf(os.Stderr, "%7.1f s  %s\n", time.Since(start).Seconds(), what) }
+	r, err := compare.Run(ctx, o.way, compare.DefaultPlan(), filepath.Join(bin, "syncd"), module, dir, say)
+	if err != nil {
+		return err
+	}
+	r.Kernel = o.kernel
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(o.out, r.Kernel+"-"+r.Way+".json"), b, 0o644)
+}
+
+// report prints what was measured into the folders.
+func report(ctx context.Context, dirs []string) error {
+	var results []*compare.Result
+	for _, way := range append(append([]string{}, compare.Ways...), compare.None) {
+		for _, dir := range dirs {
+			files, err := filepath.Glob(filepath.Join(dir, "*-"+way+".json"))
+			if err != nil {
+				return err
+			}
+			for _, f := range files {
+				b, err := os.ReadFile(f)
+				if err != nil {
+					return err
+				}
+				r := &compare.Result{}
+				if err := json.Unmarshal(b, r); err != nil {
+					return fmt.Errorf("%s: %w", f, err)
+				}
+				// "kernel" ends no other way's name, but be exact.
+				if r.Way == way {
+					results = append(results, r)
+				}
+			}
+		}
+	}
+	pong, err := compare.Calibrate(ctx)
+	if err != nil {
+		return err
+	}
+	return compare.Report(os.Stdout, results, pong)
+}
