@@ -28,7 +28,7 @@ type Plan struct {
 
 // DefaultPlan fits a guest within three minutes.
 func DefaultPlan() Plan {
-	return Plan{Quiet: 60, Busy: 60, Rate: 60, Cuts: 5, Growing: 4500 * time.Millisecond, Costs: 600, Patience: 4 * time.Second}
+	return Plan{Quiet: 50, Busy: 50, Rate: 60, Cuts: 4, Growing: 4 * time.Second, Costs: 400, Patience: 4 * time.Second}
 }
 
 // A Latency is from the client's SYN to the peer's kernel, in milliseconds.
@@ -68,12 +68,13 @@ type Result struct {
 }
 
 // Run measures one way on this kernel, which must have IPVS. syncd and module
-// are files. say is told what it is about to do.
-func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, say func(string)) (_ *Result, err error) {
+// are files. say is told what it is about to do, and done the result before all
+// is taken down.
+func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, say func(string), done func(*Result) error) (err error) {
 	say("building the lab")
 	s, err := newSite(ctx, way, syncd, module, dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if cerr := s.close(); err == nil {
@@ -82,32 +83,32 @@ func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, 
 	}()
 	r := &Result{Way: way, Ages: make([]Class, len(Ages)+1)}
 	if r.Pong, err = Calibrate(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if way != None {
 		say("quiet directors")
 		if r.Quiet, err = s.latency(ctx, plan.Quiet, plan.Patience); err != nil {
-			return nil, err
+			return err
 		}
 		say("busy directors")
 		if r.Busy, err = s.busy(ctx, plan); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	say("processor time")
 	if r.MachineUS, r.DaemonsUS, err = s.costs(ctx, plan); err != nil {
-		return nil, err
+		return err
 	}
 	if way == None {
-		return r, nil
+		return done(r)
 	}
 	for range plan.Cuts {
 		say("power cut")
 		if err := s.cut(ctx, plan, r.Ages); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return r, nil
+	return done(r)
 }
 
 // look is how long to wait between two looks at the peer's kernel.

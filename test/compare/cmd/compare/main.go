@@ -111,16 +111,14 @@ func (o *options) measure(ctx context.Context) error {
 	defer os.RemoveAll(dir)
 	start := time.Now()
 	say := func(what string) { fmt.Fprintf(os.Stderr, "%7.1f s  %s\n", time.Since(start).Seconds(), what) }
-	r, err := compare.Run(ctx, o.way, compare.DefaultPlan(), filepath.Join(bin, "syncd"), module, dir, say)
-	if err != nil {
-		return err
-	}
-	r.Kernel = o.kernel
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(o.out, r.Kernel+"-"+r.Way+".json"), b, 0o644)
+	return compare.Run(ctx, o.way, compare.DefaultPlan(), filepath.Join(bin, "syncd"), module, dir, say, func(r *compare.Result) error {
+		r.Kernel = o.kernel
+		b, err := json.MarshalIndent(r, "", "  ")
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(o.out, r.Kernel+"-"+r.Way+".json"), b, 0o644)
+	})
 }
 
 // report prints what was measured into the folders.
