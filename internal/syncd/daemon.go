@@ -47,6 +47,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, o Options) (err err
 	r := &reloader{Options: o, log: log, engine: d.engine, now: s}
 	r.setLevel(s.Level)
 	tasks := []task.Task{d.kernel, d.engine, d.control, r}
+	if d.engine.deferral != nil {
+		tasks = append(tasks, d.engine.deferral)
+	}
 	if d.bridge != nil {
 		tasks = append(tasks, d.bridge)
 	}
@@ -101,6 +104,9 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 		return err
 	}
 	d.engine.SetKernel(d.kernel)
+	if s.Defer > 0 {
+		return d.engine.deferFirst(s.Defer)
+	}
 	return nil
 }
 
@@ -119,6 +125,9 @@ func (d *daemon) openLegacy(log *slog.Logger, s *LegacySettings) (err error) {
 
 func (d *daemon) close() error {
 	var errs []error
+	if d.engine != nil && d.engine.deferral != nil {
+		errs = append(errs, d.engine.deferral.close())
+	}
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.close())
 	}

@@ -20,7 +20,7 @@ const DefaultLimit = 4 << 20
 const (
 	// flushWindow is for how long news is gathered after news was sent. On a
 	// quiet system nothing waits.
-	flushWindow = 5 * time.Millisecond
+	flushWindow = 2 * time.Millisecond
 	// flushChunk is how many records are handed to the session at once, and
 	// how many that wait end a flush window early.
 	flushChunk = 2048
@@ -109,6 +109,7 @@ type Engine struct {
 	filter     atomic.Pointer[ServiceFilter]
 	filtered   atomic.Uint64
 	trace      tracer
+	deferral   *deferral // nil if first packets are not held back
 }
 
 // New returns an Engine. The kernel is given to it by SetKernel before Run, so
@@ -129,6 +130,11 @@ func New(cfg Config) *Engine {
 	e.session = peer.NewSession(peer.Config{
 		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,
 		StartPeriod: cfg.StartPeriod, Datagram: cfg.Datagram,
+		Received: func(sequence uint64) {
+			if e.deferral != nil {
+				e.deferral.received(sequence)
+			}
+		},
 		Deliver: e.deliver, Ranked: e.table.Ranked, Walk: e.table.Walk, Len: e.table.Len,
 	})
 	return e
@@ -151,6 +157,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.session.Run(ctx) })
 	g.Go(func() error { return e.flush(ctx) })
 	g.Go(func() error { return e.inject(ctx) })
+	g.Go(func() error { return e.giveReceipts(ctx) })
 	g.Go(func() error { return e.join(ctx) })
 	g.Go(func() error { return every(ctx, expireEvery, e.expire) })
 	g.Go(func() error { return every(ctx, servicesEvery, e.watchServices) })

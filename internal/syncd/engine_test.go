@@ -41,6 +41,7 @@ type fakeKernel struct {
 	synced   map[conntable.Key]bool // of found
 	targets  map[Target]struct{}
 	fail     error
+	onInject func(*conntable.Connection)
 	lose     int    // so many injections to come vanish without a word
 	during   func() // is called after a slice was read, before it is told
 }
@@ -67,6 +68,9 @@ func (k *fakeKernel) Inject(conns []conntable.Connection) error {
 		return k.fail
 	}
 	for _, c := range conns {
+		if k.onInject != nil {
+			k.onInject(&c)
+		}
 		k.injected++
 		if k.lose > 0 {
 			k.lose--

@@ -175,6 +175,11 @@ func (e *Engine) watchServices() {
 	all := serversOf(now.Targets)
 	e.servers.Store(&all)
 	e.tellServices(&now)
+	if e.deferral != nil {
+		if err := e.deferral.setTargets(&now); err != nil {
+			e.log.Warn("choose the first packets to hold back", "err", err)
+		}
+	}
 	before := e.services.Swap(&now)
 	if before == nil {
 		before = &Services{}

@@ -190,3 +190,55 @@ func TestModuleComesAndGoesUnderTraffic(t *testing.T) {
 		l.asBefore(i)
 	}
 }
+
+// TestFirstPacketIsHeldBack: when a client hears of its connection the peer's
+// kernel has it, so that it survives a power cut right then.
+func TestFirstPacketIsHeldBack(t *testing.T) {
+	l := newRealLAN(t)
+	loadModule(t)
+	t.Cleanup(func() { unloadModule(t) })
+	l.more = "[kernel]\nsource = \"module\"\ndefer = \"200ms\"\n"
+	l.serve()
+	l.via(0)
+	for i := range 2 {
+		l.start(i)
+	}
+	for i := range 2 {
+		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { st := l.status(i); return st.Synced && len(st.Peers) == 1 })
+	}
+	await(t, "d1 holds first packets back", func() bool { st := l.status(0); return st.Defer != nil && st.Defer.InEffect })
+	var eye *usersync.Client
+	must(t, within(l.nodes[1], func() (err error) { eye, err = usersync.Dial(); return err }))
+	defer eye.Close()
+	has := func(c net.Conn) bool {
+		_, there, err := eye.Get(conntable.Key{
+			Client: netip.MustParseAddrPort(c.LocalAddr().String()), Virtual: netip.MustParseAddrPort(testVIP + ":80"), Protocol: 6,
+		})
+		must(t, err)
+		return there
+	}
+	const many = 20
+	missing := 0
+	for range many {
+		if !has(l.dial()) {
+			missing++
+		}
+	}
+	st := l.status(0).Defer
+	t.Logf("%d of %d were not in d2's kernel when their client heard of them; %+v", missing, many, st)
+	// On a slow machine some may have waited in vain.
+	if missing > int(st.Late) || st.Held < many || st.Acked < many/2 {
+		t.Errorf("%d missing: %+v", missing, st)
+	}
+	last := l.dial()
+	l.run(0, "ip", "link", "set", "eth0", "down") // d1's power is cut in this millisecond
+	l.via(1)
+	echo(t, last, "by d2")
+	l.run(0, "ip", "link", "set", "eth0", "up")
+	for i := range 2 {
+		l.stop(i)
+		if left := l.run(i, "nft", "list", "tables"); strings.Contains(left, "syncd") {
+			t.Errorf("d%d: tables are left: %s", i+1, left)
+		}
+	}
+}

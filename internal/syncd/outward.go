@@ -124,12 +124,12 @@ func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []connt
 		}
 		recs = append(recs, r)
 		if len(recs) == cap(recs) {
-			e.session.Send(recs)
+			e.tellAndAsk(recs)
 			recs = recs[:0]
 		}
 	}
 	if len(recs) > 0 {
-		e.session.Send(recs)
+		e.tellAndAsk(recs)
 	}
 	return recs
 }

@@ -79,6 +79,7 @@ func needRestart(a, b *Settings) (keys []string) {
 		{"sync.group", func(s *Settings) any { return s.UDP.Group }},
 		{"sync.peers", func(s *Settings) any { return s.UDP.Peers }},
 		{"kernel.source", func(s *Settings) any { return s.Source }},
+		{"kernel.defer", func(s *Settings) any { return s.Defer }},
 		{"kernel.limit", func(s *Settings) any { return s.Limit }},
 		{"legacy", func(s *Settings) any { return s.Legacy }},
 		{"control.socket", func(s *Settings) any { return s.Socket }},

@@ -28,8 +28,9 @@ type File struct {
 		KeyFile   string   `toml:"key_file"`
 	} `toml:"sync"`
 	Kernel struct {
-		Source string `toml:"source"`
-		Limit  int    `toml:"limit"`
+		Source string          `toml:"source"`
+		Limit  int             `toml:"limit"`
+		Defer  config.Duration `toml:"defer"`
 	} `toml:"kernel"`
 	Filter struct {
 		Services []string `toml:"services"`
@@ -72,7 +73,8 @@ type Settings struct {
 	UDP     peer.UDPConfig
 	MTU     int // of the interface, 0 if none is named
 	Keys    *seal.Keyring
-	Source  string // SourceAuto and so on
+	Source  string        // SourceAuto and so on
+	Defer   time.Duration // 0: first packets are not held back
 	Limit   int
 	Filter  *ServiceFilter  // nil: all
 	Legacy  *LegacySettings // nil: off
@@ -81,6 +83,10 @@ type Settings struct {
 	Metrics string     // empty: none
 	Level   slog.Level // info or debug
 }
+
+// maxDefer is what a client's first packet may be late: far below the second
+// after which it is sent again.
+const maxDefer = 200 * time.Millisecond
 
 // maxLimit is what the table's references can name.
 const maxLimit = 1 << 30
@@ -175,6 +181,10 @@ func (f *File) checkKernel(s *Settings) error {
 	default:
 		return config.Bad("kernel.source = %q: must be \"auto\", \"module\" or \"daemon\"", f.Kernel.Source)
 	}
+	if d := time.Duration(f.Kernel.Defer); d != 0 && (d < time.Millisecond || d > maxDefer || f.Kernel.Source == SourceDaemon) {
+		return config.Bad("kernel.defer = %q: must be 1ms to %v, or \"0s\" for off, and needs kernel.source \"auto\" or \"module\"", d, maxDefer)
+	}
+	s.Defer = time.Duration(f.Kernel.Defer)
 	if f.Kernel.Limit < 1 || f.Kernel.Limit > maxLimit {
 		return config.Bad("kernel.limit = %d: must be 1 to %d connections", f.Kernel.Limit, maxLimit)
 	}

@@ -30,6 +30,7 @@ type Status struct {
 	Ownership   OwnershipStatus   `json:"ownership"` // of connections
 	Templates   TemplateCounts    `json:"templates"` // that directors disagreed on
 	Sent        SentCounts        `json:"sent"`
+	Defer       *DeferCounts      `json:"defer,omitempty"`  // null: off
 	Legacy      *LegacyStatus     `json:"legacy,omitempty"` // null: off
 	Records     map[string]uint64 `json:"records"`          // the peers' records, by what became of them
 	Drops       map[string]uint64 `json:"drops,omitempty"`  // what was discarded, by reason
@@ -104,6 +105,7 @@ func (e *Engine) Status() Status {
 	if e.bridge != nil {
 		st.Legacy = e.bridge.Status()
 	}
+	st.Defer = e.deferral.counts()
 	if s := e.services.Load(); s != nil {
 		st.Connections.Kernel = s.Connections
 	}

@@ -217,6 +217,13 @@
 // of type 19 with nothing behind its head. At most 16,384 items are told. What
 // differs is shown to people; nothing else follows from it.
 //
+// Type 5, ask, to all, and type 6, receipt, to who asked, are
+//
+//	| head | boot (64) of who asks | sequence (64) of datagrams of records |
+//
+// A receipt says that all datagrams of records of that life up to sequence are
+// delivered and in its sender's kernel (receipt.go).
+//
 // # Bulk
 //
 // TCP on the same port, sealed by seal.Stream. The puller's first frame is

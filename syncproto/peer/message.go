@@ -22,6 +22,8 @@ const (
 	typeRecords   = 1
 	typeHeartbeat = 2
 	typeMissing   = 3
+	typeAsk       = 5
+	typeReceipt   = 6
 	typePull      = 16
 	typeBegin     = 17
 	typeBulk      = 18

@@ -32,8 +32,9 @@ type peerState struct {
 	version     uint8 // the highest of the protocol that it understands
 	streams     uint8 // that it serves
 	rate        uint32
-	asks        uint64 // to be answered
-	asksOf      uint64 // what it had sent then: it is answered when that is delivered
+	asks        uint64  // to be answered
+	asksOf      uint64  // what it had sent then: it is answered when that is delivered
+	receipt     Receipt // that it waits for
 
 	gaps      gaps
 	lowest    uint64 // what it can still resend from

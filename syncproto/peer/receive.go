@@ -46,6 +46,10 @@ func (s *Session) receive(datagram []byte, from netip.AddrPort, group bool) {
 		s.onMissing(from, &c)
 	case h.typ == typeServices:
 		s.onServices(h.node, boot, &c)
+	case h.typ == typeAsk:
+		s.onAsk(h.node, from, &c)
+	case h.typ == typeReceipt:
+		s.onReceipt(&c)
 	default:
 		s.drops.count(DropType)
 	}
@@ -128,6 +132,7 @@ func (s *Session) countReceived(node conntable.NodeID, n uint64) {
 	if p := s.peers[node]; p != nil {
 		p.received += n
 		s.caughtUpLocked(p)
+		s.receiptLocked(p)
 	}
 }
 

@@ -86,6 +86,9 @@ type Config struct {
 	// Deliver is called with each record of a peer, by several goroutines. r
 	// is its own until it returns; r's Seq and PEData may be kept.
 	Deliver func(r *conntable.Record)
+	// Received, unless nil, is called with each receipt that a peer gives: it is
+	// done with all datagrams up to sequence (see Ask).
+	Received func(sequence uint64)
 	// Ranked and Walk tell all that this node holds (conntable.Table).
 	Ranked func() conntable.Cursor
 	Walk   func(c *conntable.Cursor, in *conntable.Slices, recs []conntable.Record) int
@@ -109,6 +112,7 @@ type Session struct {
 	size        atomic.Int64  // of datagrams of records, at most
 
 	kick   chan struct{} // wakes pace
+	asks   chan Receipt
 	joined chan struct{}
 	up     chan struct{}
 	group  *errgroup.Group
@@ -170,7 +174,7 @@ func NewSession(cfg Config) *Session {
 	s := &Session{
 		cfg: cfg, log: cfg.Log, self: cfg.Clock.Node(), incarnation: cfg.Clock.Now(),
 		sealer: seal.NewSealer(cfg.Keys, purposeDatagram), opener: seal.NewOpener(cfg.Keys, purposeDatagram),
-		kick: make(chan struct{}, 1), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}), compared: make(chan struct{}),
+		kick: make(chan struct{}, 1), asks: make(chan Receipt, maxPeers), joined: make(chan struct{}), up: make(chan struct{}), changed: make(chan struct{}), compared: make(chan struct{}),
 		peers: map[conntable.NodeID]*peerState{}, catchUps: map[*catchUp]struct{}{}, plain: make([]byte, 0, 64<<10),
 		out: make([][]byte, sendBatch),
 	}

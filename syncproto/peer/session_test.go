@@ -119,6 +119,10 @@ func TestWhatIsDropped(t *testing.T) {
 			{"missing, of our earlier life", sealed((&missing{ranges: []span{{1, 1}}}).append(nil, other)), DropOldBoot},
 			{"missing, what never was", sealed((&missing{boot: s.sealer.Boot(), ranges: []span{{1, 1 << 31}}}).append(nil, other)), DropGone},
 			{"missing, nothing", sealed((&missing{boot: s.sealer.Boot()}).append(nil, other)), DropMalformed},
+			{"ask for nothing", sealed(appendReceipt(nil, typeAsk, other, seal.Boot{7}, 0)), DropMalformed},
+			{"half an ask", sealed(appendReceipt(nil, typeAsk, other, seal.Boot{7}, 1)[:20]), DropMalformed},
+			{"receipt of our earlier life", sealed(appendReceipt(nil, typeReceipt, other, seal.Boot{7}, 1)), DropOldBoot},
+			{"receipt for nothing", sealed(appendReceipt(nil, typeReceipt, other, s.sealer.Boot(), 0)), DropMalformed},
 		} {
 			var before [dropCount]uint64
 			for i := range s.drops {

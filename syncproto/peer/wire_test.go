@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"saru/conntable"
+	"saru/internal/seal"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -90,6 +91,7 @@ func TestGoldenMessages(t *testing.T) {
 		got  []byte
 		want string
 	}{
+		{"ask", appendReceipt(nil, typeAsk, self, seal.Boot{1, 2, 3, 4, 5, 6, 7, 8}, 9), `01 05 0000 01020304 0102030405060708 0000000000000009`},
 		{"four records", body(t, 2, append(three, closing)...), `
 			ff 02 00 06 01 0003 8407 0a090064 0050 c0a8060a 1f90
 			0a010001 9c40
@@ -339,6 +341,8 @@ func FuzzRecords(f *testing.F) {
 func FuzzMessages(f *testing.F) {
 	f.Add((&heartbeat{incarnation: 1, highest: 9, lowest: 2, clock: 3, port: 8849, name: "d1"}).append(nil, self))
 	f.Add((&missing{ranges: []span{{1, 2}}}).append(nil, self))
+	f.Add(appendReceipt(nil, typeAsk, self, seal.Boot{1}, 7))
+	f.Add(appendReceipt(nil, typeReceipt, self, seal.Boot{1}, 7))
 	f.Add((&recordsHead{version: 1, sequence: 7}).append(nil, self))
 	f.Add((&recordsHead{version: 2, sequence: 7}).append(nil, self))
 	f.Add(appendPull(nil, 2, self, "d1", nil))
@@ -368,6 +372,10 @@ func FuzzMessages(f *testing.F) {
 			if n.parse(&rest) == nil {
 				again = n.append(nil, node)
 				copy(again[headSize+10:], b[headSize+10:headSize+12]) // reserved
+			}
+		case typeAsk, typeReceipt:
+			if boot, sequence, err := parseReceipt(&rest); err == nil {
+				again = appendReceipt(nil, m.typ, node, boot, sequence)
 			}
 		case typePull:
 			if name := parseName(&rest); !rest.bad {

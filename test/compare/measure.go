@@ -28,7 +28,7 @@ type Plan struct {
 
 // DefaultPlan fits a guest within three minutes.
 func DefaultPlan() Plan {
-	return Plan{Quiet: 50, Busy: 50, Rate: 60, Cuts: 4, Growing: 4 * time.Second, Costs: 400, Patience: 4 * time.Second}
+	return Plan{Quiet: 50, Busy: 50, Rate: 30, Cuts: 5, Growing: 4 * time.Second, Costs: 200, Patience: 4 * time.Second}
 }
 
 // A Latency is from the client's SYN to the peer's kernel, in milliseconds.
@@ -111,8 +111,9 @@ func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, 
 	return done(r)
 }
 
-// look is how long to wait between two looks at the peer's kernel.
-const look = 100 * time.Microsecond
+// look is how long to wait between two looks at the peer's kernel: they take
+// processor time from what is looked at.
+const look = 500 * time.Microsecond
 
 // latency measures n connections, one after another.
 func (s *site) latency(ctx context.Context, n int, patience time.Duration) (Latency, error) {
@@ -199,19 +200,39 @@ func closeLater(d time.Duration) func(*connection) {
 	return func(c *connection) { time.AfterFunc(d, c.close) }
 }
 
-// costs measures the processor time of plan.Costs connections.
+// costs measures the processor time of plan.Costs connections, beyond what is
+// used without any.
 func (s *site) costs(ctx context.Context, plan Plan) (machine, daemons float64, err error) {
+	const rest = 500 * time.Millisecond // until the last are closed and told
+	work := func() error {
+		err := s.arrive(ctx, plan.Rate, plan.Costs, 0, closeLater(200*time.Millisecond))
+		time.Sleep(rest)
+		return err
+	}
+	idle := func() error {
+		time.Sleep(time.Second*time.Duration(plan.Costs)/time.Duration(plan.Rate) + rest)
+		return nil
+	}
+	m1, d1, err := s.using(work)
+	if err != nil {
+		return 0, 0, err
+	}
+	m0, d0, err := s.using(idle)
+	n := float64(plan.Costs)
+	return float64((m1 - m0).Microseconds()) / n, float64((d1 - d0).Microseconds()) / n, err
+}
+
+// using returns the processor time used while do runs.
+func (s *site) using(do func() error) (machine, daemons time.Duration, err error) {
 	m0, d0, err := s.used()
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := s.arrive(ctx, plan.Rate, plan.Costs, 0, closeLater(200*time.Millisecond)); err != nil {
+	if err := do(); err != nil {
 		return 0, 0, err
 	}
-	time.Sleep(500 * time.Millisecond) // until the last are closed and told
 	m1, d1, err := s.used()
-	n := float64(plan.Costs)
-	return float64((m1 - m0).Microseconds()) / n, float64((d1 - d0).Microseconds()) / n, err
+	return m1 - m0, d1 - d0, err
 }
 
 // tick is the unit of processor time in /proc (USER_HZ).
