@@ -102,6 +102,22 @@ func TestControl(t *testing.T) {
 	})
 }
 
+func TestCrowdedKernelTableIsTold(t *testing.T) {
+	for _, c := range []struct {
+		counts ConnectionCounts
+		want   bool
+	}{
+		{ConnectionCounts{Mirror: 8192, Buckets: 4096}, false},
+		{ConnectionCounts{Mirror: 8193, Buckets: 4096}, true},
+		{ConnectionCounts{Kernel: 8193, Buckets: 4096}, true},
+		{ConnectionCounts{Mirror: 8193}, false}, // not known
+	} {
+		if got := c.counts.crowded(); (got != "") != c.want {
+			t.Errorf("%+v: %q", c.counts, got)
+		}
+	}
+}
+
 func TestFilterOfBadAddresses(t *testing.T) {
 	for _, q := range []string{"client=10.0.0", "virtual=10.0.0.1:http", "dest=web", "proto=300"} {
 		v, err := url.ParseQuery(q)

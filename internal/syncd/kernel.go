@@ -47,6 +47,7 @@ type Target struct {
 type Services struct {
 	Targets     map[Target]struct{}
 	Connections int // active and inactive, at all real servers
+	Buckets     int // of the kernel's connection table; 0: not known
 	Items       []peer.ServiceItem
 }
 

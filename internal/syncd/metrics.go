@@ -22,6 +22,7 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	s.Gauge("mirror_tombstones", "Deleted connections still remembered.", float64(st.Connections.Tombstones))
 	s.Counter("mirror_expired_total", "Connections that left the mirror at their deadline.", e.expired.Load())
 	s.Gauge("kernel_connections", "Connections that the kernel counts at real servers.", float64(st.Connections.Kernel))
+	s.Gauge("kernel_table_buckets", "Buckets of the kernel's connection table.", float64(st.Connections.Buckets))
 	s.Counter("kernel_captured_total", "Records that the kernel told.", st.Kernel.Captured)
 	s.Counter("kernel_injected_total", "Records that the kernel was told.", st.Kernel.Injected)
 	s.Counter("kernel_reinjected_total", "Records told again since a real server appeared.", st.Kernel.Reinjected)

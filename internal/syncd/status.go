@@ -41,12 +41,28 @@ type ConnectionCounts struct {
 	Mirror     int `json:"mirror"`
 	Kernel     int `json:"kernel"` // counted at real servers; what is not bound to one is not in it
 	Tombstones int `json:"tombstones"`
-	Limit      int `json:"limit"` // of the mirror
+	Limit      int `json:"limit"`   // of the mirror
+	Buckets    int `json:"buckets"` // of the kernel's table
 	// Told last by this node: over all directors each connection counts once.
 	Owned     int `json:"owned"`           // those of Active, Inactive and Templates
 	Active    int `json:"owned_active"`    // as real servers count them
 	Inactive  int `json:"owned_inactive"`  // likewise
 	Templates int `json:"owned_templates"` // of persistence
+}
+
+// crowdedAt is how many entries a bucket of the kernel's table may have on
+// average.
+const crowdedAt = 2
+
+// crowded says if the kernel's table has too few buckets for what it holds or
+// is about to.
+func (c *ConnectionCounts) crowded() string {
+	n := max(c.Mirror, c.Kernel)
+	if c.Buckets == 0 || n <= crowdedAt*c.Buckets {
+		return ""
+	}
+	return fmt.Sprintf("the kernel's table has %d buckets for %d connections, and each packet walks one: "+
+		"set 'options ip_vs conn_tab_bits=20' in /etc/modprobe.d/ip_vs.conf, drain, and load the module anew", c.Buckets, n)
 }
 
 // KernelCounts says what passed between us and the kernel, in records.
@@ -107,7 +123,10 @@ func (e *Engine) Status() Status {
 	}
 	st.Defer = e.deferral.counts()
 	if s := e.services.Load(); s != nil {
-		st.Connections.Kernel = s.Connections
+		st.Connections.Kernel, st.Connections.Buckets = s.Connections, s.Buckets
+		if w := st.Connections.crowded(); w != "" {
+			st.Warnings = append(st.Warnings, w)
+		}
 	}
 	st.Ownership = OwnershipStatus{e.owner.Knows(time.Now()), e.contests.Load()}
 	st.Kernel.HeldBack, st.Audit = e.heldBack.Load(), e.audit.Counts()

@@ -73,6 +73,11 @@ func (k lister) Services() (Services, error) {
 			out.Connections += int(dests[i].Active + dests[i].Inactive)
 		}
 	})
+	if err != nil {
+		return out, err
+	}
+	info, err := k.client.Info()
+	out.Buckets = int(info.TableSize)
 	return out, err
 }
 
