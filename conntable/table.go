@@ -70,6 +70,7 @@ type Result struct {
 	Queued  Queue // the queues that the caller must now put Ref on
 	Ref     Ref
 	Prev    Prev // for Updated, Same and Stale
+	Refresh bool // Updated, and told nothing but that the connection lives on
 }
 
 // Prev is what a key held before Apply.
@@ -194,6 +195,7 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	if id != 0 {
 		s.update(t, id, hash, r, q, until, now)
 		res.Outcome = Updated
+		res.Refresh = res.Prev.SameTo && res.Prev.State == r.State && !res.Prev.Deleted && !r.Deleted
 	} else {
 		if !t.room(s, until, now) {
 			res.Outcome = Full

@@ -16,6 +16,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/seal"
+	"saru/syncproto/peer"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -233,8 +234,24 @@ func start(t *testing.T, network *peertest.Network, i int, k *fakeKernel) *node 
 
 func startWith(t *testing.T, network *peertest.Network, i int, k *fakeKernel, keys *seal.Keyring) *node {
 	t.Helper()
-	n := &node{kernel: k, net: network.Node(i)}
-	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: keys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
+	nd := network.Node(i)
+	n := startOn(t, nd, i, k, keys)
+	n.net = nd
+	return n
+}
+
+// startOn starts an engine over any transport, with any kernel that has a
+// fakeKernel in it.
+func startOn(t *testing.T, tr peer.Transport, i int, k Kernel, keys *seal.Keyring) *node {
+	t.Helper()
+	n := &node{}
+	switch k := k.(type) {
+	case *fakeKernel:
+		n.kernel = k
+	case *orderKernel:
+		n.kernel = k.fakeKernel
+	}
+	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: keys, Transport: tr, Log: slog.New(slog.DiscardHandler)})
 	n.SetKernel(k)
 	n.audit = newAudit(n.Engine, func() time.Duration { return 0 }) // no real time in virtual time
 	ctx, cancel := context.WithCancel(t.Context())

@@ -34,6 +34,7 @@ func (e *Engine) deliver(r *conntable.Record) {
 		e.replaceTemplate(old.Connection)
 	}
 	if res.Queued&conntable.ToKernel == 0 {
+		e.toKernel.offer(&res, false)
 		return
 	}
 	if res.Outcome == conntable.Updated && e.kernelKnows(r, &res.Prev) {
@@ -41,7 +42,7 @@ func (e *Engine) deliver(r *conntable.Record) {
 		e.table.Take(res.Ref, conntable.ToKernel, &discard)
 		return
 	}
-	e.toKernel.push(res.Ref)
+	e.toKernel.offer(&res, true)
 }
 
 // keepFound deals with what an earlier life of ours told the peers, about an

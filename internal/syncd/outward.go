@@ -70,9 +70,7 @@ func (e *Engine) queued(res conntable.Result) {
 	if res.Outcome == conntable.Full {
 		e.shed.Add(1)
 	}
-	if res.Queued&conntable.ToPeers != 0 {
-		e.toPeers.push(res.Ref)
-	}
+	e.toPeers.offer(&res, res.Queued&conntable.ToPeers != 0)
 	if res.Queued&conntable.ToKernel != 0 {
 		e.toKernel.push(res.Ref)
 	}
@@ -80,6 +78,10 @@ func (e *Engine) queued(res conntable.Result) {
 		e.toLegacy.push(res.Ref)
 	}
 }
+
+// fewRefreshes are sent with what goes before them: a datagram has room for as
+// many.
+const fewRefreshes = 128
 
 // flush sends our news to the peers: at once after a pause, else gathered for
 // flushWindow.
@@ -106,7 +108,13 @@ func (e *Engine) flush(ctx context.Context) error {
 		refs = e.toPeers.swap(refs)
 		e.clock.Turn()
 		last = time.Now()
-		recs = e.sendNews(refs, recs)
+		// What cannot wait goes alone, unless the rest is too little to matter.
+		n := e.toPeers.firsts()
+		if len(refs)-n < fewRefreshes {
+			n = len(refs)
+		}
+		recs = e.sendNews(refs[:n], recs)
+		recs = e.sendNews(refs[n:], recs)
 		e.toPeers.finish(len(refs))
 	}
 }

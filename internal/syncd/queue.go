@@ -7,29 +7,91 @@ import (
 	"saru/conntable"
 )
 
+// laterChunk is how much of what can wait is taken at once, so that what
+// cannot does not wait behind it.
+const laterChunk = flushChunk
+
 // A queue holds entries that wait for one reader. The table sees to it that
-// none waits twice.
+// none waits twice, so there are never more than the table holds, but for those
+// that overtook themselves.
+//
+// It has two lanes. What is new and what closes goes first; refreshes, which
+// only say that a connection lives on, wait as long as there is anything else.
+// An entry in the second lane that changes is put into the first, too; the
+// reader finds it done when its other turn comes.
 type queue struct {
-	mu      sync.Mutex
-	refs    []conntable.Ref
-	pushed  uint64
-	done    uint64
-	waiters []waiter
-	full    chan struct{} // has a token while there may be something to read
+	mu        sync.Mutex
+	first     lane
+	later     lane
+	overtaken int // of those that wait in later; never more
+	waiters   []waiter
+	full      chan struct{} // has a token while there may be something to read
+}
+
+// A lane is first in, first out.
+type lane struct {
+	refs   []conntable.Ref
+	pushed uint64
+	taken  uint64
+	done   uint64
 }
 
 type waiter struct {
-	mark uint64
-	done chan struct{}
+	first, later uint64
+	done         chan struct{}
 }
 
 func newQueue() *queue { return &queue{full: make(chan struct{}, 1)} }
 
+func (l *lane) push(ref conntable.Ref) {
+	l.refs = append(l.refs, ref)
+	l.pushed++
+}
+
+// take appends up to n of those that wait to buf.
+func (l *lane) take(buf []conntable.Ref, n int) []conntable.Ref {
+	n = min(n, len(l.refs))
+	buf = append(buf, l.refs[:n]...)
+	l.taken += uint64(n)
+	// What remains moves to the front, where its room is used again.
+	l.refs = l.refs[:copy(l.refs, l.refs[n:])]
+	return buf
+}
+
+// finish marks up to n of those taken as done, and returns how many.
+func (l *lane) finish(n uint64) uint64 {
+	n = min(n, l.taken-l.done)
+	l.done += n
+	return n
+}
+
 func (q *queue) push(ref conntable.Ref) {
 	q.mu.Lock()
-	q.refs = append(q.refs, ref)
-	q.pushed++
+	q.first.push(ref)
 	q.mu.Unlock()
+	q.signal()
+}
+
+// pushLater pushes what can wait.
+func (q *queue) pushLater(ref conntable.Ref) {
+	q.mu.Lock()
+	q.later.push(ref)
+	q.mu.Unlock()
+	q.signal()
+}
+
+// overtake puts an entry that waits, and may wait as one that can, before
+// those.
+func (q *queue) overtake(ref conntable.Ref) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.overtaken < len(q.later.refs) {
+		q.overtaken++
+		q.first.push(ref)
+	}
+}
+
+func (q *queue) signal() {
 	select {
 	case q.full <- struct{}{}:
 	default:
@@ -40,33 +102,52 @@ func (q *queue) push(ref conntable.Ref) {
 func (q *queue) idle() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.done == q.pushed
+	return q.idleLocked()
+}
+
+func (q *queue) idleLocked() bool {
+	return q.first.done == q.first.pushed && q.later.done == q.later.pushed
 }
 
 // size is how many entries wait.
 func (q *queue) size() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.refs)
+	return len(q.first.refs) + len(q.later.refs)
 }
 
-// swap takes all that waits, in order, and leaves buf to be filled.
+// swap takes all that cannot wait, in order, then some of the rest, into the
+// room of buf. The next swap may come when all of it is finished.
 func (q *queue) swap(buf []conntable.Ref) []conntable.Ref {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	refs := q.refs
-	q.refs = buf[:0]
+	refs := q.first.refs
+	q.first.taken += uint64(len(refs))
+	q.first.refs = buf[:0]
+	refs = q.later.take(refs, laterChunk)
+	q.overtaken = min(q.overtaken, len(q.later.refs))
+	if len(q.later.refs) > 0 {
+		q.signal()
+	}
 	return refs
 }
 
-// finish says that n of those taken are dealt with.
+// firsts is how many of those taken and not finished could not wait. They are
+// the first of them.
+func (q *queue) firsts() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return int(q.first.taken - q.first.done)
+}
+
+// finish says that the next n of those taken are dealt with.
 func (q *queue) finish(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.done += uint64(n)
+	q.later.finish(uint64(n) - q.first.finish(uint64(n)))
 	keep := q.waiters[:0]
 	for _, w := range q.waiters {
-		if w.mark <= q.done {
+		if w.first <= q.first.done && w.later <= q.later.done {
 			close(w.done)
 		} else {
 			keep = append(keep, w)
@@ -78,11 +159,11 @@ func (q *queue) finish(n int) {
 // flushed waits until all that was pushed before is dealt with.
 func (q *queue) flushed(ctx context.Context) error {
 	q.mu.Lock()
-	if q.done == q.pushed {
+	if q.idleLocked() {
 		q.mu.Unlock()
 		return nil
 	}
-	w := waiter{q.pushed, make(chan struct{})}
+	w := waiter{q.first.pushed, q.later.pushed, make(chan struct{})}
 	q.waiters = append(q.waiters, w)
 	q.mu.Unlock()
 	select {
@@ -97,5 +178,19 @@ func (q *queue) flushed(ctx context.Context) error {
 func (q *queue) progress() (waiting int, done uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return int(q.pushed - q.done), q.done
+	done = q.first.done + q.later.done
+	return int(q.first.pushed + q.later.pushed - done), done
+}
+
+// offer puts an entry on q as res says: it was put on it now (queued), or may
+// stand on it already.
+func (q *queue) offer(res *conntable.Result, queued bool) {
+	switch {
+	case queued && res.Refresh:
+		q.pushLater(res.Ref)
+	case queued:
+		q.push(res.Ref)
+	case !res.Refresh && res.Outcome == conntable.Updated:
+		q.overtake(res.Ref)
+	}
 }
