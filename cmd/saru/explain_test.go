@@ -79,6 +79,21 @@ func TestExplainNamesTheAcceptor(t *testing.T) {
 	if sums["admitted"] != 12 || sums["refused"] != 12 {
 		t.Errorf("of 12 connections %v packets that open one", sums)
 	}
+	// The master does not hear itself.
+	served := 0
+	for _, n := range l.nodes {
+		out, err := n.saru("check")
+		l.must(err)
+		switch {
+		case strings.Contains(out, "10.9.0.100: served with the shared MAC already"):
+			served++
+		case !strings.Contains(out, "10.9.0.100: nobody else on eth0 answers for it"):
+			t.Errorf("check of %s:\n%s", n.name, out)
+		}
+	}
+	if served != 1 {
+		t.Errorf("%d directors find the address served", served)
+	}
 	for _, bad := range [][]string{{"tcp", "10.9.0.1", "10.9.0.100:80"}, {"tcp"}, {"tcp", "10.9.0.1:1", "10.9.0.99:80"}} {
 		if out, err := l.nodes[0].saru(append([]string{"explain"}, bad...)...); err == nil || strings.Count(out, "\n") != 1 {
 			t.Errorf("%v: %v: %s", bad, err, out)

@@ -1,14 +1,19 @@
 package director
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"saru/internal/config"
 	"saru/ipvs"
+	"saru/partition/lan"
 	"saru/partition/nft"
 )
 
@@ -29,6 +34,7 @@ func Check(w io.Writer, s *Settings) error {
 	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))
 	if len(s.VIPs) > 0 {
 		printObstacles(w, s)
+		printAnswers(w, s)
 	}
 	for _, o := range s.Others {
 		fmt.Fprintf(w, "share %-8d %s on %s, MAC %v, %d buckets by %v\n", o.ID, vipList(o.VIPs), o.Interface, o.MAC, o.Buckets, o.Sense)
@@ -39,6 +45,38 @@ func Check(w io.Writer, s *Settings) error {
 		}
 	}
 	return nil
+}
+
+// answersWithin is how long 'saru check' waits for who has the virtual
+// addresses.
+const answersWithin = 900 * time.Millisecond
+
+// printAnswers says who on the LAN answers for the virtual addresses: nobody,
+// or the directors that serve already.
+func printAnswers(w io.Writer, s *Settings) {
+	var ask []netip.Addr
+	for _, v := range s.VIPs {
+		if v.IsSingleIP() {
+			ask = append(ask, v.Addr())
+		}
+	}
+	found, err := lan.Probe(context.Background(), s.Interface, ask, answersWithin)
+	if err != nil {
+		fmt.Fprintf(w, "addresses      not asked for: %v\n", err)
+		return
+	}
+	for _, a := range ask {
+		switch mac := found[a]; {
+		case mac == nil:
+			fmt.Fprintf(w, "addresses      %v: nobody else on %s answers for it\n", a, s.Interface)
+		case !s.Forward && bytes.Equal(mac, s.MAC):
+			fmt.Fprintf(w, "addresses      %v: served with the shared MAC already\n", a)
+		case s.Forward:
+			fmt.Fprintf(w, "addresses      %v: answered by %v; is that the master?\n", a, mac)
+		default:
+			fmt.Fprintf(w, "addresses      %v: ANSWERED BY %v, which is not the shared MAC: take the address away there, or clients go on there\n", a, mac)
+		}
+	}
 }
 
 // printObstacles names what in other people's rules drops the share's packets.
