@@ -25,7 +25,7 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	s.Gauge("kernel_table_buckets", "Buckets of the kernel's connection table.", float64(st.Connections.Buckets))
 	s.Counter("kernel_captured_total", "Records that the kernel told.", st.Kernel.Captured)
 	s.Counter("kernel_injected_total", "Records that the kernel was told.", st.Kernel.Injected)
-	s.Counter("kernel_reinjected_total", "Records told again since a real server appeared.", st.Kernel.Reinjected)
+	s.Counter("kernel_reinjected_total", "Connections told again, since the kernel lacked them or their real server appeared.", st.Kernel.Reinjected)
 	s.Counter("kernel_drops_total", "Records lost on the way to or from the kernel.", st.Kernel.Drops)
 	s.Counter("kernel_outrun_total", "Peers' records not injected since newer state was here.", e.outrun.Load())
 	s.Gauge("kernel_waiting", "Records that wait to be injected.", float64(st.Kernel.Waiting))
