@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/ownership"
 	"saru/syncproto/kernelsync"
 )
 
@@ -189,13 +190,15 @@ func (a *audit) settled(r *conntable.Record, clock uint64) bool {
 // within a pass. A template that came by sync is a peer's that died there, and
 // was told to live too long (forKernel).
 func (a *audit) unknown(k *Entry) {
+	whose, _ := a.e.owner.Of(time.Now(), &k.Key)
+	injected := k.Synced && whose != ownership.Here // and not taken over since
 	switch {
 	case k.Remaining <= dying:
-	case k.Synced && k.Template && a.e.table.Shed() == 0:
+	case injected && k.Template && a.e.table.Shed() == 0:
 		if a.strange.again(&k.Key) >= 2 {
 			a.delete(k)
 		}
-	case k.Synced || !tellable(k):
+	case injected || !tellable(k):
 	case a.strange.again(&k.Key) >= 2:
 		a.e.take(k, a.e.newsFor())
 		a.add(&a.counts.Told)

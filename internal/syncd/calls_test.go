@@ -2,9 +2,15 @@ package syncd
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"saru/conntable"
+	"saru/ipvs"
 )
 
 // A client's calls are templates of their own, and go into the kernel as the
@@ -40,4 +46,35 @@ func TestCallsOfOneClientAreApart(t *testing.T) {
 			t.Errorf("%+v", st.Templates)
 		}
 	})
+}
+
+// /proc shows calls without what tells them apart, so they are left out.
+func TestCallsInTheKernelsTable(t *testing.T) {
+	k := known{engines: map[conntable.Key]bool{}}
+	for _, s := range []ipvs.Service{
+		{Addr: vip, Protocol: 17}, {FWMark: 7, Family: unix.AF_INET}, {FWMark: 7, Family: unix.AF_INET6},
+	} {
+		k.engines[engineOf(&s)] = true
+	}
+	tmpl := func(virtual string, proto uint8) *conntable.Connection {
+		return &conntable.Connection{Key: conntable.Key{
+			Client: netip.MustParseAddrPort("10.1.0.9:0"), Virtual: netip.MustParseAddrPort(virtual), Protocol: proto, Template: true,
+		}}
+	}
+	for what, x := range map[string]struct {
+		c    *conntable.Connection
+		want bool
+	}{
+		"of the service":            {tmpl(vip.String(), 17), true},
+		"of another protocol":       {tmpl(vip.String(), 6), false},
+		"of another address":        {tmpl("10.9.0.101:80", 17), false},
+		"of the mark":               {tmpl("0.0.0.7:0", 0), true},
+		"of the mark, IPv6":         {tmpl("[0:7::]:0", 0), true},
+		"of another mark":           {tmpl("0.0.0.8:0", 0), false},
+		"a connection, no template": {&conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 17}}, false},
+	} {
+		if got := k.isCall(x.c); got != x.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
 }
