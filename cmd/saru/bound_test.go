@@ -95,7 +95,10 @@ func (l *lab) soon(what string, since time.Time) {
 // instants is how many times something is done to a director, each time at
 // another moment of its work.
 func instants(brief, all int) int {
-	if testing.Short() {
+	switch {
+	case emulated:
+		return brief / 2
+	case testing.Short():
 		return brief
 	}
 	return all

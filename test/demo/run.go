@@ -350,6 +350,7 @@ func (r *run) sample(ctx context.Context) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	var last Sample
+	lost := 0
 	for n := 0; ; n++ {
 		select {
 		case <-tick.C:
@@ -359,6 +360,10 @@ func (r *run) sample(ctx context.Context) {
 		var t traffic.Totals
 		if r.client.Get(ctx, "/totals", &t) != nil {
 			continue
+		}
+		if t.Lost > lost {
+			lost = t.Lost
+			r.tellLost(ctx)
 		}
 		s := Sample{
 			At: time.Now(), Bytes: t.Bytes, Lines: t.Lines, Short: t.Short.Done, Failed: t.Short.Failed,
@@ -374,6 +379,19 @@ func (r *run) sample(ctx context.Context) {
 		if n%8 == 0 {
 			r.progress(last, s)
 			last = s
+		}
+	}
+}
+
+// tellLost says which flows are lost by now, and why.
+func (r *run) tellLost(ctx context.Context) {
+	var flows []traffic.Flow
+	if r.client.Get(ctx, "/flows", &flows) != nil {
+		return
+	}
+	for i := range flows {
+		if f := &flows[i]; f.Lost != "" {
+			r.say("  lost: a %s from %s: %s", f.Kind, f.Local, f.Lost)
 		}
 	}
 }
