@@ -1,6 +1,8 @@
 package nft
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -15,7 +17,6 @@ import (
 const (
 	leasePriority    = -1000
 	ingressPriority  = 0
-	defragPriority   = -450
 	inputPriority    = -10
 	backstopPriority = 110
 )
@@ -28,6 +29,7 @@ const inetIngress nftables.ChainHook = 5
 // build makes the chains. With defragment, the kernel is told to reassemble
 // IPv6 before the input hook.
 func (t *table) build(cfg *Config, s secrets, defragment bool) {
+	defragment = defragment && slices.ContainsFunc(t.families, func(f served) bool { return !f.is4 })
 	t.admits = []chain{gate("gate", cfg.Interface, s)}
 	if cfg.Inside != nil && cfg.Inside.Interface != cfg.Interface {
 		t.admits = append(t.admits, gate("gate_inside", cfg.Inside.Interface, s))
@@ -43,7 +45,7 @@ func (t *table) build(cfg *Config, s secrets, defragment bool) {
 	for i := range t.families {
 		t.chains = append(t.chains, t.judge(&t.families[i])...)
 	}
-	t.chains = append(t.chains, t.moves(), t.ours(), t.renewal(cfg, s))
+	t.chains = append(append(t.chains, t.moves(), t.ours()), t.renewal(cfg, s)...)
 	if cfg.Backstop {
 		t.chains = append(t.chains, t.backstop()...)
 	}
@@ -57,9 +59,9 @@ func (t *table) ingress(cfg *Config, s secrets) []chain {
 	hook := inetIngress
 	base := chain{name: "ingress", hook: &hook, priority: ingressPriority, device: cfg.Interface}
 	chains := append(t.otherMACs(cfg, s), chain{name: "admit", rules: []phrase{
+		rule(t.leased(), count(cntAccepted), setPriorityBy(keyReg, s.pass), accept()),
 		rule(cfg.foreignMAC(), accept()),
-		t.unleased(),
-		rule(count(cntAccepted), setPriority(s.pass), accept()),
+		rule(count(cntLapsed), drop()),
 	}})
 	for _, f := range t.families {
 		base.rules = append(base.rules, f.toVIP(goTo("vip_"+f.name))...)
@@ -127,9 +129,13 @@ func notOtherHost() phrase {
 	return phrase{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: unix.NFT_REG_1}, compare(expr.CmpOpNeq, unix.PACKET_OTHERHOST)}
 }
 
-// unleased drops without a live lease.
+// leased matches frames to a shared MAC under a live lease: one lookup tells
+// both, since the lease is an element of that MAC.
+func (t *table) leased() phrase { return phrase{load(linkHeader, keyReg, 0, 6), in(t.lease, keyReg)} }
+
+// unleased drops frames to a shared MAC without a live lease.
 func (t *table) unleased() phrase {
-	return rule(phrase{immediate(keyReg, host32(leaseKey)...), notIn(t.lease, keyReg)}, count(cntLapsed), drop())
+	return rule(phrase{load(linkHeader, keyReg, 0, 6), notIn(t.lease, keyReg)}, count(cntLapsed), drop())
 }
 
 // gate returns the one chain of the netdev half for an interface: what carries a pass becomes
@@ -137,8 +143,8 @@ func (t *table) unleased() phrase {
 // keep it, has none at input.
 func gate(name, device string, s secrets) chain {
 	return chain{name: name, hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: device, rules: []phrase{
-		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), asHost()),
-		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), setPriority([4]byte{}), asHost()),
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), asHost(unix.NFT_REG_1)),
+		rule(meta(expr.MetaKeyPRIORITY, s.piece[:]...), setPriorityBy(unix.NFT_REG_1, [4]byte{}), asHost(unix.NFT_REG_1)),
 	}}
 }
 
@@ -148,7 +154,7 @@ func gate(name, device string, s secrets) chain {
 // interface, and with it the ingress chain, is deleted.
 func (t *table) input(cfg *Config, s secrets) []chain {
 	base := chain{name: "input", hook: nftables.ChainHookInput, priority: inputPriority, rules: []phrase{
-		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriority([4]byte{}), accept()),
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriorityBy(unix.NFT_REG_1, [4]byte{}), accept()),
 		rule(fromLoopback(), accept()),
 	}}
 	var chains []chain
@@ -167,13 +173,11 @@ func (t *table) input(cfg *Config, s secrets) []chain {
 
 func fromLoopback() phrase { return meta(expr.MetaKeyIIFTYPE, host16(unix.ARPHRD_LOOPBACK)...) }
 
-// defrag returns a chain that matches nothing. That it could hand packets to a
+// defrag returns a chain that nothing comes to. That it could hand packets to a
 // transparent proxy makes the kernel reassemble IPv6 datagrams before the input
 // hook, not behind it (nft_tproxy_init in net/netfilter/nft_tproxy.c), as it
 // always does with IPv4.
-func defrag() chain {
-	return chain{name: "defrag", hook: nftables.ChainHookPrerouting, priority: defragPriority, rules: []phrase{defragRule()}}
-}
+func defrag() chain { return chain{name: "defrag", rules: []phrase{defragRule()}} }
 
 func defragRule() phrase {
 	const noDevice = 0xfffe // ARPHRD_NONE: lo and Ethernet are none

@@ -13,10 +13,14 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"saru/partition"
+	"saru/partition/forward"
 	"saru/partition/nft"
 )
 
@@ -27,12 +31,17 @@ import (
 // machine does falls on all alike; the figures are medians.
 //
 //	ns-none, ns-admitted   taken by a socket, without any table and by ours
-//	admitted/none          their ratio: the goal is at most 1.03
+//	admitted/none          their ratio
+//	cluster/none           of iptables -m cluster, which asks connection tracking
+//	queue/none             of package queue; the process's CPU, its readers' too
+//	own/none               of package forward, a frame of an own bucket
 //	ns-refused, ns-dropped another director's: refused at ingress, and by the
 //	                       same rules in the input hook
+//	ns-unclustered         refused by -m cluster
 //	ns-first               dropped by the first and only rule of the input hook
 //	refused/dropped        the ratio of what each costs beyond a frame that no
 //	                       protocol wants: the goal is below 0.5
+//	ns-handed              handed to another director by package forward
 func BenchmarkAdmission(b *testing.B) {
 	for _, c := range []struct {
 		name string
@@ -48,7 +57,11 @@ func BenchmarkAdmission(b *testing.B) {
 			cost := make(map[string][]float64)
 			for b.Loop() {
 				for _, w := range ways {
-					cost[w.name] = append(cost[w.name], w.run(b, 8192))
+					packets := 8192
+					if w.name == "queue" { // each batch waits for a reader's turn
+						packets = 512
+					}
+					cost[w.name] = append(cost[w.name], w.run(b, packets))
 				}
 			}
 			ns := func(name string) float64 { return median(cost[name]) }
@@ -56,7 +69,11 @@ func BenchmarkAdmission(b *testing.B) {
 			for _, w := range ways {
 				b.ReportMetric(ns(w.name), "ns-"+w.name)
 			}
-			b.ReportMetric(ns("admitted")/ns("none"), "admitted/none")
+			for _, name := range []string{"admitted", "cluster", "queue", "own"} {
+				if _, tried := cost[name]; tried {
+					b.ReportMetric(ns(name)/ns("none"), name+"/none")
+				}
+			}
 			b.ReportMetric((ns("refused")-ns("nothing"))/(ns("dropped")-ns("nothing")), "refused/dropped")
 		})
 	}
@@ -88,15 +105,20 @@ type way struct {
 	out   *batch
 	in    *batch // nil if no socket gets it
 	taken int    // how many of a batch the socket gets
+	clock int32  // whose CPU time counts
+}
+
+var wayNames = []string{
+	"nothing", "none", "admitted", "cluster", "queue", "own", "refused", "dropped", "unclustered", "first", "handed",
 }
 
 // newWays returns all of them. The sources of the packets of a batch differ.
 func newWays(b *testing.B, plan partition.Plan, size int) []*way {
 	client := newHost(b, "client")
 	var ways []*way
-	for i, name := range []string{"nothing", "none", "admitted", "refused", "dropped", "first"} {
+	for i, name := range wayNames {
 		d := newHost(b, name)
-		w := &way{name: name}
+		w := &way{name: name, clock: unix.CLOCK_THREAD_CPUTIME_ID}
 		device := fmt.Sprint("eth", i)
 		client.join(d, device)
 		d.run("ip addr add 10.9.0.100/32 dev lo")
@@ -115,6 +137,14 @@ func newWays(b *testing.B, plan partition.Plan, size int) []*way {
 			d.run("nft delete table netdev saru")
 			d.run("ip link set eth0 address " + sharedMAC.String())
 			to = sharedMAC.String()
+		case "queue":
+			to = sharedMAC.String()
+			w.clock = unix.CLOCK_PROCESS_CPUTIME_ID
+			d.filterBy(b, openQueues, plan, partition.FullSet(plan.Buckets))
+		case "own", "handed":
+			d.forward(b, plan, name == "own")
+		case "cluster", "unclustered":
+			d.cluster(b, name == "cluster")
 		case "first":
 			d.run("nft add table inet other")
 			d.run("nft add chain inet other input { type filter hook input priority 0 ; }")
@@ -135,7 +165,7 @@ func newWays(b *testing.B, plan partition.Plan, size int) []*way {
 				unix.SetsockoptInt(w.out.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1),
 				unix.Bind(w.out.fd, &unix.SockaddrLinklayer{Ifindex: ifi.Index}))
 		})
-		if name == "none" || name == "admitted" {
+		if slices.Contains([]string{"none", "admitted", "cluster", "queue", "own"}, name) {
 			w.taken = len(w.out.headers)
 			w.in = newBatch(buffers(w.taken, size))
 			d.do(func() (err error) {
@@ -153,19 +183,78 @@ func newWays(b *testing.B, plan partition.Plan, size int) []*way {
 }
 
 // filter opens a filter with a lease and some buckets.
-func (h *host) filter(b *testing.B, plan partition.Plan, share partition.Set) *nft.Filter {
+func (h *host) filter(b *testing.B, plan partition.Plan, share partition.Set) {
+	h.filterBy(b, func(cfg nft.Config) (filter, error) { return nft.Open(cfg) }, plan, share)
+}
+
+func (h *host) filterBy(b *testing.B, open func(nft.Config) (filter, error), plan partition.Plan, share partition.Set) {
 	cfg := config(time.Hour)
 	cfg.Plan = plan
-	var f *nft.Filter
+	h.filterOf(b, open, cfg, share)
+}
+
+func (h *host) filterOf(b *testing.B, open func(nft.Config) (filter, error), cfg nft.Config, share partition.Set) {
+	var f filter
 	h.do(func() (err error) {
-		f, err = nft.Open(cfg)
+		f, err = open(cfg)
 		return err
 	})
 	b.Cleanup(func() { f.Close() })
 	if err := errors.Join(f.Apply(nft.Desired{Open: share, Rest: share}), f.Arm(1), f.Confirm(1)); err != nil {
 		b.Fatal(err)
 	}
-	return f
+}
+
+// forward opens a filter for frames to the own MAC, and what hands frames on:
+// none, or all.
+func (h *host) forward(b *testing.B, plan partition.Plan, all bool) {
+	cfg := config(time.Hour)
+	cfg.Plan, cfg.Own = plan, true
+	cfg.MAC, _ = net.ParseMAC(h.mac("eth0"))
+	share, other := partition.FullSet(plan.Buckets), partition.Set{}
+	if !all {
+		share, other = other, share
+	}
+	h.filterOf(b, func(cfg nft.Config) (filter, error) { return nft.Open(cfg) }, cfg, share)
+	h.do(func() error {
+		f, err := forward.Open(cfg)
+		if err == nil {
+			b.Cleanup(func() { f.Close() })
+			err = f.Set(forward.RoutesOf(share, share, []forward.Director{{MAC: nft.MAC{2, 0, 0, 0, 0, 9}, Open: other, Rest: other}}))
+		}
+		return err
+	})
+}
+
+// cluster has iptables' match "cluster" drop what is not this node's, before
+// anything else judges: of two nodes it is both, or none
+// (linux/netfilter/xt_cluster.h).
+func (h *host) cluster(b *testing.B, ours bool) {
+	info := make([]byte, 16) // nodes, mask, seed, flags
+	binary.NativeEndian.PutUint32(info, 2)
+	if ours {
+		binary.NativeEndian.PutUint32(info[4:], 3)
+	}
+	binary.NativeEndian.PutUint32(info[8:], 0x5a17)
+	binary.NativeEndian.PutUint32(info[12:], 1) // what does not match
+	h.do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		t := c.AddTable(&nftables.Table{Name: "cluster", Family: nftables.TableFamilyIPv4})
+		ch := c.AddChain(&nftables.Chain{
+			Name: "prerouting", Table: t, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+		})
+		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
+			&expr.Match{Name: "cluster", Info: (*xt.Unknown)(&info)}, &expr.Verdict{Kind: expr.VerdictDrop},
+		}})
+		if err := c.Flush(); err != nil {
+			b.Skip("no match \"cluster\" of iptables: ", err)
+		}
+		return nil
+	})
 }
 
 // join makes a link to another host's eth0.
@@ -218,19 +307,19 @@ func buffers(n, size int) [][]byte {
 func (w *way) run(b *testing.B, packets int) float64 {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	start := threadTime(b)
+	start := cpuTime(b, w.clock)
 	for sent := 0; sent < packets; sent += len(w.out.headers) {
 		w.out.do(b, unix.SYS_SENDMMSG, len(w.out.headers))
 		if w.in != nil {
 			w.in.do(b, unix.SYS_RECVMMSG, w.taken)
 		}
 	}
-	return float64(threadTime(b)-start) / float64(packets)
+	return float64(cpuTime(b, w.clock)-start) / float64(packets)
 }
 
-func threadTime(b *testing.B) int64 {
+func cpuTime(b *testing.B, clock int32) int64 {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+	if err := unix.ClockGettime(clock, &ts); err != nil {
 		b.Fatal(err)
 	}
 	return ts.Nano()
@@ -259,16 +348,16 @@ func newBatch(packets [][]byte) *batch {
 	return s
 }
 
-// do sends or receives the first of the batch, all of them: what the kernel
-// still has on another CPU is waited for.
+// do sends or receives the first of the batch, all of them: what the kernel, or
+// a queue's reader, still has is waited for.
 func (s *batch) do(b *testing.B, call uintptr, want int) {
-	var end time.Time
 	for done := 0; done < want; {
 		n, _, errno := unix.Syscall6(call, uintptr(s.fd), uintptr(unsafe.Pointer(&s.headers[done])), uintptr(want-done), 0, 0, 0)
 		switch {
-		case errno == unix.EAGAIN && (end.IsZero() || time.Now().Before(end)):
-			if end.IsZero() {
-				end = time.Now().Add(5 * time.Second)
+		case errno == unix.EAGAIN:
+			ready, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, 5000)
+			if ready == 0 || err != nil && err != unix.EINTR {
+				b.Fatalf("%d of %d came: %v", done, want, err)
 			}
 		case errno != 0 && errno != unix.EINTR:
 			b.Fatalf("%d of %d: %v", done, want, errno)

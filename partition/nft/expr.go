@@ -146,6 +146,18 @@ func count(name string) phrase {
 	return phrase{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name}}
 }
 
+// constant puts four bytes into a register that the rule has written before:
+// without the masked rest of it. The kernel does that in place, where an
+// immediate is a call and a copy.
+func constant(reg uint32, value [4]byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: make([]byte, 4), Xor: value[:]}
+}
+
+// setPriorityBy is setPriority by a register that the rule has written before.
+func setPriorityBy(reg uint32, value [4]byte) phrase {
+	return phrase{constant(reg, value), &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg, SourceRegister: true}}
+}
+
 // setPriority writes skb->priority, which is 0 on what arrives.
 func setPriority(value [4]byte) phrase {
 	return phrase{
@@ -154,11 +166,12 @@ func setPriority(value [4]byte) phrase {
 	}
 }
 
-// asHost makes the packet this host's: the positive act.
-func asHost() phrase {
+// asHost makes the packet this host's, by a register that the rule has written
+// before: the positive act.
+func asHost(reg uint32) phrase {
 	return phrase{
-		immediate(unix.NFT_REG_1, unix.PACKET_HOST),
-		&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: unix.NFT_REG_1, SourceRegister: true},
+		constant(reg, [4]byte{unix.PACKET_HOST}),
+		&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: reg, SourceRegister: true},
 	}
 }
 

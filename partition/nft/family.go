@@ -48,7 +48,7 @@ var families = [...]family{
 		// are read, with the identification before them: the kernel is quicker
 		// at four than at two.
 		fragment: matchBits(networkHeader, 4, []byte{0, 0, 0x3f, 0xff}, expr.CmpOpNeq, 0, 0, 0, 0),
-		packet:   layout{addrs: networkHeader, client: 12, vip: 16, addrLen: 4, clientPort: 0, port: 2, proto: l4proto()},
+		packet:   layout{addrs: networkHeader, client: 12, vip: 16, addrLen: 4, clientPort: 0, port: 2, proto: load(networkHeader, protoReg, 9, 1)},
 		quotes: []layout{{
 			addrs: transportHeader, client: icmpHeader + 16, vip: icmpHeader + 12, addrLen: 4,
 			clientPort: icmpHeader + 22, port: icmpHeader + 20, proto: quotedProto(icmpHeader + 9),

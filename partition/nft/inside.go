@@ -100,7 +100,7 @@ func (t *table) inside(cfg *Config, s secrets, base *chain) []chain {
 		into = base
 	}
 	forward := chain{name: "forward", hook: nftables.ChainHookForward, priority: forwardPriority, rules: []phrase{
-		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriority([4]byte{}), accept()),
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriorityBy(unix.NFT_REG_1, [4]byte{}), accept()),
 	}}
 	leaks := chain{name: "leaks", hook: nftables.ChainHookForward, priority: leaksPriority}
 	nat := chain{name: "masquerade", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: natPriority}

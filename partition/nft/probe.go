@@ -26,7 +26,7 @@ var features = []feature{
 	{"nf_tables with an ingress hook in family inet (Linux 5.10)", inetIngress, nil, false},
 	{"meta priority (nft_meta)", inetIngress, func(*table) phrase { return setPriority([4]byte{}) }, false},
 	{"sets and lookups (nft_set_hash)", inetIngress, func(t *table) phrase {
-		return rule(phrase{immediate(keyReg, 0, 0, 0, 0), in(t.lease, keyReg)})
+		return rule(phrase{immediate(keyReg, make([]byte, 6)...), in(t.lease, keyReg)})
 	}, false},
 	{"jhash (nft_hash)", inetIngress, func(t *table) phrase { return t.addrBucketOf(&families[0]) }, true},
 	{"verdict maps with counters (nft_set_hash)", inetIngress, func(t *table) phrase {
@@ -34,7 +34,7 @@ var features = []feature{
 	}, true},
 	{"IPv6 extension headers (nft_exthdr)", inetIngress, func(*table) phrase { return families[1].fragment }, false},
 	{"sets renewed by packets, with timeouts (nft_dynset)", *nftables.ChainHookOutput, func(t *table) phrase {
-		return phrase{immediate(keyReg, 0, 0, 0, 0), update(t.lease, keyReg, senderLife)}
+		return phrase{immediate(keyReg, make([]byte, 6)...), update(t.lease, keyReg, senderLife)}
 	}, false},
 	{"meta skuid (nft_meta)", *nftables.ChainHookOutput, func(*table) phrase {
 		return meta(expr.MetaKeySKUID, 0, 0, 0, 0)

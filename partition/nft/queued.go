@@ -47,7 +47,7 @@ func (t *table) queued(cfg *Config, s secrets, native bool) {
 	// The pass goes no further than here: what follows is judged whether it
 	// had one or not.
 	input := chain{name: "input", hook: nftables.ChainHookInput, priority: inputPriority, rules: []phrase{
-		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriority([4]byte{})),
+		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), setPriorityBy(unix.NFT_REG_1, [4]byte{})),
 		rule(fromLoopback(), accept()),
 	}}
 	judged := chain{name: "judged", hook: nftables.ChainHookInput, priority: judgedPriority, rules: []phrase{rule(fromLoopback(), accept())}}
@@ -76,7 +76,7 @@ func (t *table) queued(cfg *Config, s secrets, native bool) {
 			rule(count(cntAccepted), accept()),
 		}})
 	}
-	t.chains = append(all, ingress, input, judged, t.renewal(cfg, s))
+	t.chains = append(append(all, ingress, input, judged), t.renewal(cfg, s)...)
 	if cfg.Backstop {
 		t.chains = append(t.chains, backstop)
 	}

@@ -28,9 +28,6 @@ const (
 	supersededLife = 60 * time.Second
 )
 
-// leaseKey is the key of the one element of the set lease.
-const leaseKey = 1
-
 // The counters, one for every way that a packet can take. What a bucket
 // decides is counted with the bucket's element of the maps open and rest.
 const (
@@ -107,7 +104,7 @@ func newTable(name string, d *partition.Divider, queued bool) *table {
 	t.settling = t.set("settling", nftables.TypeMark)
 	t.settling.HasTimeout = true
 	t.armed = t.dynamic("armed", nftables.TypeMark, maxArmed)
-	t.lease = t.dynamic("lease", nftables.TypeMark, maxArmed)
+	t.lease = t.dynamic("lease", nftables.TypeEtherAddr, maxSenders)
 	t.senders = t.dynamic("senders", nftables.TypeEtherAddr, maxSenders)
 	for i := range families {
 		t.serve(&families[i])
