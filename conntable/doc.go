@@ -76,5 +76,5 @@
 // of seconds, 32 KB for each level in use and shard.
 //
 // A slice that differs at one horizon may have news under way longer than
-// others; one that differs at two in a row is to be repaired.
+// others; one that differs at three in a row is to be repaired.
 package conntable

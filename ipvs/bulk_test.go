@@ -2,6 +2,8 @@ package ipvs
 
 import (
 	"net/netip"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -13,7 +15,7 @@ func bulk(n int) []conntable.Connection {
 	conns := make([]conntable.Connection, n)
 	for i := range conns {
 		c := &conns[i]
-		c.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 82, byte(i >> 8), byte(i)}), 1024)
+		c.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(82 + i>>16), byte(i >> 8), byte(i)}), 1024)
 		c.Virtual = netip.MustParseAddrPort(vip + ":80")
 		c.Dest = c.Virtual
 		c.Protocol = kernelsync.ProtoTCP
@@ -22,6 +24,10 @@ func bulk(n int) []conntable.Connection {
 	return conns
 }
 
+// bulkVar says how many entries to take, to see what the table's size does:
+// bin/lab run --append ip_vs.conn_tab_bits=20 --env IPVS_BULK=300000 ...
+const bulkVar = "IPVS_BULK"
+
 // TestBulk: tens of thousands of entries go in without a loss, as fast as the
 // kernel takes them.
 func TestBulk(t *testing.T) {
@@ -29,7 +35,13 @@ func TestBulk(t *testing.T) {
 		return
 	}
 	tap := servingTap(t)
-	const n = 30000
+	n := 30_000
+	if s := os.Getenv(bulkVar); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("%s=%q: want a number", bulkVar, s)
+		}
+	}
 	start := time.Now()
 	if err := tap.Inject(bulk(n)); err != nil {
 		t.Fatal(err)
@@ -49,10 +61,10 @@ func TestBulk(t *testing.T) {
 			t.Fatalf("real servers %+v, %v", dests, err)
 		}
 		active = dests[0].Active
-		return active == n
+		return active == uint32(n)
 	})
-	t.Logf("%d entries in %v, %.0f/s; %+v", n, took, n/took.Seconds(), tap.Stats())
-	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != n {
+	t.Logf("%d entries in %v, %.0f/s; %+v", n, took, float64(n)/took.Seconds(), tap.Stats())
+	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != uint64(n) {
 		t.Errorf("%+v", s)
 	}
 }
