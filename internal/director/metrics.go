@@ -38,6 +38,7 @@ func (st *Status) scrape(s *metrics.Sink) {
 	s.Counter("dropped_packets_total", "Packets left to others, or without a lease.", st.Filter.Dropped)
 	s.Counter("lapsed_packets_total", "Packets dropped for want of a lease.", st.Filter.Lapsed)
 	s.Counter("own_mac_packets_total", "Packets for a virtual address sent to the own MAC.", st.Filter.Own)
+	s.Counter("leaked_packets_total", "Under LVS-NAT: replies of real servers to nothing that is known, dropped.", st.Filter.Leaks)
 	s.Counter("silenced_packets_total", "Unknown mid-stream packets met with silence.", st.Filter.Silenced)
 	s.Counter("forwarded_packets_total", "Packets handed to the director of their bucket.", st.Filter.Forwarded)
 	s.Counter("queue_overrun_packets_total", "Packets dropped because user space could not judge them in time.", st.Filter.Overruns)

@@ -14,6 +14,7 @@ import (
 	"saru/ipvs"
 	"saru/membership"
 	"saru/partition"
+	"saru/partition/nft"
 )
 
 const (
@@ -32,6 +33,7 @@ type reshaper struct {
 	log     *slog.Logger
 	read    func() ([]offered, error)
 	replan  func(partition.Plan) error
+	stuck   *Settings // a change that closed the share and could not be made: it is made first
 	mu      sync.Mutex
 	differs []string // directors whose services ask for another shape
 	broken  error    // why the services could not be read
@@ -97,7 +99,7 @@ func (r *reshaper) Run(ctx context.Context) error {
 	tick := time.NewTicker(readServicesEvery)
 	defer tick.Stop()
 	for {
-		if err := r.look(ctx); err != nil {
+		if err := r.look(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
 		select {
@@ -113,6 +115,9 @@ func (r *reshaper) Run(ctx context.Context) error {
 func (r *reshaper) look(ctx context.Context) error {
 	if r.d.engine.leave.Err() != nil {
 		return nil // the share is being given away
+	}
+	if r.stuck != nil {
+		return r.change(ctx, r.stuck)
 	}
 	now := r.d.current()
 	services, err := r.read()
@@ -162,6 +167,7 @@ func (r *reshaper) why() string {
 // change closes, replaces the table and begins anew.
 func (r *reshaper) change(ctx context.Context, next *Settings) error {
 	start := time.Now()
+	r.log.Info("closing, to divide the share as the virtual services ask")
 	e := r.d.engine
 	if err := e.hold(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -170,7 +176,14 @@ func (r *reshaper) change(ctx context.Context, next *Settings) error {
 		r.log.Error("the share did not close for another division; it is tried again", "err", err)
 		return e.ask(ctx, func(now time.Duration) { e.release(now) })
 	}
-	if err := r.replan(next.Plan()); err != nil {
+	r.stuck = nil
+	if err := r.replan(next.Plan()); errors.Is(err, nft.ErrUnknown) {
+		// Whichever division the kernel has, the share stays closed until it
+		// is known.
+		r.stuck = next
+		r.log.Error("whether the share is divided anew is not known; it stays closed until it is", "err", err)
+		return nil
+	} else if err != nil {
 		r.log.Error("the share cannot be divided anew; it stays as it is", "err", err)
 		return e.ask(ctx, func(now time.Duration) { e.release(now) })
 	}
