@@ -13,7 +13,10 @@
 //	applier   the bucket sets in the kernel, and whether they are still ours
 //	gossip    finds members and tells their addresses; heals partitions
 //	gate      asks syncd whether this node holds the cluster's connections
-//	lan       the virtual addresses, the shared MAC, ARP
+//	lan       the virtual addresses, the shared MAC, ARP and neighbour discovery
+//	reshaper  reads the virtual services, and divides the share as they need it
+//
+// Of several shares each has all of these.
 //
 // # Paths
 //
