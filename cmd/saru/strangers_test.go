@@ -87,6 +87,9 @@ func TestForeignPeersAreNamed(t *testing.T) {
 				return strings.Replace(text, l.dir+"/key", l.dir+"/other.key", 1)
 			}, "another key",
 		},
+		"its own name": {
+			func(text string, _ *lab) string { return strings.Replace(text, `node = "d2"`, `node = "d1"`, 1) }, "uses this node's name",
+		},
 		"another cluster": {
 			func(text string, _ *lab) string { return strings.Replace(text, `name = "lab"`, `name = "lob"`, 1) }, "another cluster",
 		},

@@ -81,6 +81,8 @@ type Engine struct {
 	events                 events
 	foreigners             foreigners
 	cluster                uint32
+	id                     membership.NodeID
+	host                   uint64
 	share                  uint16
 	unfit                  string // why this node is degraded, or soon will be
 
@@ -110,7 +112,7 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	e := &Engine{
-		cluster: membership.ClusterID(s.Cluster), share: uint16(s.ID),
+		cluster: membership.ClusterID(s.Cluster), share: uint16(s.ID), id: membership.ID(s.Node), host: hostID(),
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
 		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
@@ -311,6 +313,8 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 	}
 	if ours, name := e.ofOurs(m); !ours {
 		e.foreign(p, from, name, whyCluster)
+	} else if e.cloned(m) {
+		e.foreign(p, from, "", whyClone)
 	} else if from.IsValid() {
 		e.learn(membership.From(m), from)
 	}

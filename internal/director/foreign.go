@@ -27,6 +27,7 @@ type Foreigner struct {
 
 const (
 	whyKey     = "seals its heartbeats with another key; give all directors the same cluster.key_file"
+	whyClone   = "uses this node's name; change cluster.node on one of the two"
 	whyCluster = "belongs to another cluster, or another share of it; compare cluster.name and share.id, and give each share its own MAC"
 )
 
@@ -72,15 +73,18 @@ func (f *foreigners) now(now time.Duration) []Foreigner {
 
 // foreign acts on a message that is not for us: its sender is named, and where
 // it came as a frame to the shared MAC it serves the same addresses, which is
-// what keeps newcomers out.
+// what keeps newcomers out. Which of two with one name goes on is the protocol's.
 func (e *Engine) foreign(p *path, from netip.AddrPort, name, why string) {
 	now := e.now()
 	where := from.Addr().String()
-	if p.frame != nil {
-		e.core.Stranger(now)
+	frame := p != nil && p.frame != nil
+	if frame {
+		if why != whyClone {
+			e.core.Stranger(now)
+		}
 		where = net.HardwareAddr(e.in[6:12]).String()
 	}
-	if f := e.foreigners.saw(now, p.frame != nil, where, name, why); f != nil {
+	if f := e.foreigners.saw(now, frame, where, name, why); f != nil {
 		e.log.Warn("heartbeats of a foreigner", "from", where, "name", name, "why", why)
 		e.events.note(eventStranger, "%s", f.text())
 	}
@@ -102,6 +106,12 @@ func (e *Engine) ofOurs(m membership.Message) (ours bool, name string) {
 		return true, ""
 	}
 	return false, hb.Name
+}
+
+// cloned reports whether m is of another machine that has this node's name.
+func (e *Engine) cloned(m membership.Message) bool {
+	hb, is := m.(*membership.Heartbeat)
+	return is && hb.From == e.id && hb.Host != e.host
 }
 
 func isForeignKey(err error) bool { return err == seal.ErrKey }

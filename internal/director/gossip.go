@@ -46,6 +46,7 @@ type meta struct {
 
 // gossip finds the members of the cluster. It is a task.
 type gossip struct {
+	name   string // of this node
 	log    *slog.Logger
 	list   *memberlist.Memberlist
 	bind   netip.AddrPort
@@ -62,7 +63,7 @@ type gossip struct {
 
 func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*gossip, error) {
 	g := &gossip{
-		log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
+		name: s.Node, log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
 		own:   meta{Role: s.role(), Weight: s.Weight, Port: s.Bind.Port() + 1, State: membership.Joining.String(), Version: version},
 		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
 	}
@@ -84,7 +85,7 @@ func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*goss
 	c.TCPTimeout = 2 * time.Second
 	c.DeadNodeReclaimTime = time.Second
 	c.LogOutput = logLines{log}
-	c.Delegate, c.Events = g, g
+	c.Delegate, c.Events, c.Conflict = g, g, g
 	keys := s.Keys.Derive("gossip", 32)
 	ring, err := memberlist.NewKeyring(keys, keys[0])
 	if err != nil {
@@ -204,6 +205,14 @@ func (g *gossip) members() map[string]Peer {
 
 // tell spreads this node's state.
 func (g *gossip) tell(state string) { g.spread(func(m *meta) { m.State = state }) }
+
+// NotifyConflict hears of two machines with one name. If it is this node's, the
+// other sends no heartbeats while this one serves, and is known from here only.
+func (g *gossip) NotifyConflict(existing, other *memberlist.Node) {
+	if a, ok := netip.AddrFromSlice(other.Addr); ok && existing.Name == g.name {
+		g.engine.postNow(func(time.Duration) { g.engine.foreign(nil, netip.AddrPortFrom(a.Unmap(), other.Port), "", whyClone) })
+	}
+}
 
 func (g *gossip) tellWeight(weight int) { g.spread(func(m *meta) { m.Weight = weight }) }
 
