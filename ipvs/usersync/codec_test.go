@@ -1,6 +1,7 @@
 package usersync
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -305,4 +306,43 @@ func BenchmarkEvents(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(count), "ns/event")
+}
+
+func TestPresent(t *testing.T) {
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	came, went := controlMessage(true, "IPVS_SYNC"), controlMessage(false, "IPVS_SYNC")
+	for _, c := range []struct {
+		name string
+		b    []byte
+		was  bool
+		want bool
+	}{
+		{"came", came, false, true},
+		{"went", went, true, false},
+		{"came and went", join(came, went), false, false},
+		{"went and came", join(went, came), true, true},
+		{"another family", controlMessage(true, "IPVS"), false, false},
+		{"another went", controlMessage(false, "IPVS_SYNC2"), true, true},
+		{"cut", came[:len(came)-3], false, false},
+		{"nothing", nil, true, true},
+	} {
+		if got := present(c.b, c.was); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// controlMessage is what the controller says when a family came or went.
+func controlMessage(came bool, name string) []byte {
+	cmd := byte(ctrlDelFamily)
+	if came {
+		cmd = ctrlNewFamily
+	}
+	attrs := appendU16(nil, ctrlAttrFamilyID, 30)
+	attrs = appendAttr(attrs, ctrlAttrFamilyName, append([]byte(name), 0)...)
+	const head = 16
+	b := native.AppendUint32(nil, uint32(head+genlHeader+len(attrs)))
+	b = native.AppendUint16(b, ctrlID)
+	b = append(b, make([]byte, head-len(b))...)
+	return append(append(b, cmd, 2, 0, 0), attrs...)
 }

@@ -28,7 +28,7 @@ type Plan struct {
 
 // DefaultPlan fits a guest within three minutes.
 func DefaultPlan() Plan {
-	return Plan{Quiet: 50, Busy: 50, Rate: 30, Cuts: 5, Growing: 4 * time.Second, Costs: 200, Patience: 4 * time.Second}
+	return Plan{Quiet: 40, Busy: 40, Rate: 30, Cuts: 4, Growing: 3800 * time.Millisecond, Costs: 120, Patience: 4 * time.Second}
 }
 
 // A Latency is from the client's SYN to the peer's kernel, in milliseconds.
