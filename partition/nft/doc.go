@@ -83,8 +83,8 @@
 // itself and that a chain of the output hook consumes:
 //
 //	arm n       puts n into the set armed, for Lease/3
-//	confirm n   if n is still in armed, sets the one element of the set
-//	            lease to live for the other two thirds
+//	confirm n   if n is still in armed, sets the element of the shared MAC in
+//	            the set lease to live for the other two thirds
 //
 // Sent late, a confirm finds its n lapsed and renews nothing. The datagrams
 // carry a random secret and must come from this process's uid. The chain runs
