@@ -238,7 +238,7 @@ func TestSlowPeer(t *testing.T) {
 		network := peertest.New(33)
 		nodes := synced(t, network, 2, 0)
 		network.SetLoss(0.9)
-		for round := range 20 {
+		for round := range 40 {
 			for i := range pressed {
 				nodes[0].capture(tcp(i, uint16(1+3*(round%2)), long))
 			}
@@ -248,6 +248,10 @@ func TestSlowPeer(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		if n := nodes[1].table.Len(); n != pressed {
 			t.Errorf("%d of %d connections", n, pressed)
+		}
+		// Seconds of it, and a pull takes no time here.
+		if p := nodes[1].Status().Peers[0]; p.Pulled > 6*pressed {
+			t.Errorf("%d records were pulled of a table of %d", p.Pulled, pressed)
 		}
 		for _, n := range nodes {
 			p := n.Status().Peers[0]

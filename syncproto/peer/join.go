@@ -109,11 +109,23 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 		return
 	}
 	p.failures, p.pulled, p.pull = 0, true, pullState{}
+	p.restPull(now)
 	p.gaps.forget(st.highest)
 	p.noteFilled()
 	s.coverLocked(p)
 	s.caughtUpLocked(p)
 	s.log.Info("pulled", "peer", t.name, "records", st.records)
+}
+
+// restPull keeps a node that cannot follow a peer, and so has gaps all the time,
+// from pulling all the time.
+func (p *peerState) restPull(now time.Time) {
+	wait := time.Duration(0)
+	if now.Sub(p.pulledAt) < pullRestFor {
+		wait = min(max(2*p.pullRest, pullRest), pullRestMax)
+	}
+	p.pulledAt, p.pullRest = now, wait
+	p.pullAt = now.Add(wait)
 }
 
 // coverLocked spares a joiner the same again from the peers that hold the same

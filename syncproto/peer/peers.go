@@ -47,6 +47,8 @@ type peerState struct {
 	pulled     bool // once, in this life
 	pullAt     time.Time
 	failures   int
+	pulledAt   time.Time
+	pullRest   time.Duration
 	pullErr    error
 	pull       pullState // to go on with
 	pullTotal  uint32    // for people

@@ -27,6 +27,9 @@ const (
 	oldBootFor     = 3 * time.Second // an older life is not believed while a newer one spoke so lately
 	pullAgain      = 200 * time.Millisecond
 	pullAgainMax   = 5 * time.Second
+	pullRest       = time.Second // after one pull that followed another, and twice that after the next
+	pullRestMax    = 30 * time.Second
+	pullRestFor    = 2 * time.Minute // without a pull, and all is forgotten
 	frameTimeout   = 10 * time.Second
 )
 
