@@ -48,7 +48,12 @@ func binaries(t *testing.T) demo.Binaries {
 func TestFlowsOutliveEveryDirector(t *testing.T) { keeps(t, demo.Brief()) }
 
 // Each director is drained and restarted, one after another, under load.
-func TestFlowsOutliveARollingRestart(t *testing.T) { keeps(t, demo.Rolling()) }
+func TestFlowsOutliveARollingRestart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes five minutes under emulation")
+	}
+	keeps(t, demo.Rolling())
+}
 
 func keeps(t *testing.T, plan demo.Plan) {
 	t.Helper()
