@@ -1,6 +1,7 @@
 package director
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"slices"
@@ -79,6 +80,9 @@ func (e *Engine) foreign(p *path, from netip.AddrPort, name, why string) {
 	where := from.Addr().String()
 	frame := p != nil && p.frame != nil
 	if frame {
+		if !bytes.Equal(e.in[:6], p.frame[:6]) {
+			return // to the MAC of another share on this LAN
+		}
 		if why != whyClone {
 			e.core.Stranger(now)
 		}
