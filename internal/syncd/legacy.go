@@ -70,8 +70,8 @@ type Bridge struct {
 	link  LegacyLink
 	known legacyServices
 
-	taken, old, same, stranger, strange, full atomic.Uint64
-	refreshed, passes                         atomic.Uint64
+	taken, old, same, stranger, strange, full, served atomic.Uint64
+	refreshed, passes                                 atomic.Uint64
 }
 
 // NewBridge makes e speak with legacy directors. It must be called before e
@@ -138,6 +138,11 @@ func (b *Bridge) merge(r, have *conntable.Record) {
 	}
 	r.PEData = slices.Clone(r.PEData)
 	r.Version = conntable.Version{Clock: b.e.clock.Next().Clock - uint64(legacyLag/time.Microsecond), Node: legacyNode}
+	var old conntable.Record
+	if b.e.contested(r, &old) {
+		b.served.Add(1)
+		return
+	}
 	res := b.e.table.Apply(r, conntable.ToKernel|conntable.ToPeers)
 	if b.e.trace.on() {
 		b.e.trace.merged(PathLegacyHeard, r, &res)

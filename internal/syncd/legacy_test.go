@@ -208,6 +208,29 @@ func TestLegacyStrangersAreRefused(t *testing.T) {
 	})
 }
 
+// What saru says is served here, no legacy director knows better.
+func TestLegacyWordOnWhatIsServedHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, bridge, _ := startBridged(t, peertest.New(6), 1, newFakeKernel())
+		stop := a.serves(t, true)
+		defer stop()
+		time.Sleep(time.Minute)
+		c := tcp(1, established, 900*time.Second)
+		a.capture(c)
+		time.Sleep(10 * time.Second) // longer than a legacy director's word may be old
+		c.State, c.Timeout = finWait, 120*time.Second
+		bridge.Heard(&c)
+		time.Sleep(20 * time.Millisecond)
+		var r conntable.Record
+		if !a.table.Lookup(c.Key, &r) || r.State != established || a.kernel.injections() != 0 {
+			t.Errorf("mirror has state %d, the kernel was told %d records", r.State, a.kernel.injections())
+		}
+		if st := a.Status().Legacy; st.Drops["served_here"] != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
 func TestLegacyDirectorsAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(4)

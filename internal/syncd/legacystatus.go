@@ -35,6 +35,7 @@ func (b *Bridge) legacyDrops(yield func(why string, n uint64)) {
 		{"known", b.same.Load()},
 		{"older", b.old.Load()},
 		{"unknown_service", b.stranger.Load()},
+		{"served_here", b.served.Load()},
 		{"unsound", b.strange.Load()},
 		{"full", b.full.Load()},
 		{"flood", st.Flood},
