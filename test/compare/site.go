@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"saru/conntable"
@@ -47,6 +48,7 @@ type site struct {
 	eye    *usersync.Client // in the peer's kernel
 	server net.Listener
 	syncds []*lab.Process
+	served served
 	port   uint16 // the client's last
 }
 
@@ -101,17 +103,35 @@ func newSite(ctx context.Context, way, syncd, module, dir string) (_ *site, err 
 	}); err != nil {
 		return s, err
 	}
-	go answer(s.server)
+	go s.served.answer(s.server)
 	return s, s.synchronise(ctx, syncd, dir)
 }
 
-// answer takes connections and answers the first bytes of each.
-func answer(ln net.Listener) {
+// served are the server's connections. Those that a power cut left would keep
+// its namespace alive.
+type served struct {
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (s *served) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+// answer takes connections and answers what each says.
+func (s *served) answer(ln net.Listener) {
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			return
 		}
+		s.mu.Lock()
+		s.conns = append(s.conns, c)
+		s.mu.Unlock()
 		go func() {
 			defer c.Close()
 			b := make([]byte, 64)
@@ -232,6 +252,7 @@ func (s *site) close() error {
 	if s.server != nil {
 		errs = append(errs, s.server.Close())
 	}
+	s.served.close()
 	if s.eye != nil {
 		errs = append(errs, s.eye.Close())
 	}
