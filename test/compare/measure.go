@@ -81,6 +81,10 @@ func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, 
 			err = cerr
 		}
 	}()
+	if way == KernelDefault {
+		// Each takes seconds there.
+		plan.Quiet, plan.Busy = min(plan.Quiet, 15), min(plan.Busy, 15)
+	}
 	r := &Result{Way: way, Ages: make([]Class, len(Ages)+1)}
 	if r.Pong, err = Calibrate(ctx); err != nil {
 		return err
