@@ -48,7 +48,21 @@ func TestForward(t *testing.T) {
 		t.Errorf("the master's status: %+v, %v", st, err)
 	}
 
+	// Either of the two layers that keep packets out comes back when somebody
+	// takes it away.
 	mark := time.Now()
+	l.run(d1.ns, "nft flush ruleset")
+	time.Sleep(1500 * time.Millisecond)
+	l.run(d1.ns, "tc qdisc del dev eth0 clsact")
+	time.Sleep(1500 * time.Millisecond)
+	l.until("three share after a flush", l.shared(3))
+	l.report("nft flush ruleset", mark)
+	if out := l.run(d1.ns, "tc filter show dev eth0 ingress"); !strings.Contains(out, "saru-fence") {
+		t.Errorf("the fence did not come back: %q", out)
+	}
+	steady("after that", time.Now(), "d1", "d2", "d3")
+
+	mark = time.Now()
 	d2.signal(syscall.SIGKILL)
 	d2.wait()
 	l.until("a forwarded-to director's share is taken over", l.shared(2))
@@ -122,4 +136,40 @@ func TestForward(t *testing.T) {
 	}))
 	stop()
 	l.neverTwice()
+}
+
+// The master advertises an IPv6 address with its own MAC, and the next one does
+// when it is gone.
+func TestForwardIPv6(t *testing.T) {
+	const vip, on = "2001:db8:9::100", "[2001:db8:9::100]:80"
+	l := newLab(t, 2, "")
+	l.edit("[share]", "[share]\nmode = \"forward\"")
+	l.edit(`["10.9.0.100"]`, `["10.9.0.100", "`+vip+`"]`)
+	for i, n := range l.nodes {
+		l.run(n.ns, fmt.Sprintf("ip -6 addr add 2001:db8:9::%d/64 dev eth0 nodad", i+2))
+	}
+	client := l.newNS()
+	l.plug(client, "br0", "client", "10.9.0.1")
+	l.run(client, "ip -6 addr add 2001:db8:9::1/64 dev eth0 nodad")
+	for _, port := range []string{"d1", "d2", "client"} {
+		l.run(l.sw, "bridge link set dev "+port+" flood off")
+	}
+	l.start()
+	servers := l.greet("tcp6", on)
+	defer servers.close()
+	if by := l.answers(client, "tcp6", "[2001:db8:9::1]", on, 30000, 30019); len(by) != 2 {
+		t.Errorf("answered by %v, want both", by)
+	}
+	st, err := l.nodes[0].status()
+	l.must(err)
+	for _, n := range l.nodes {
+		if n.name == st.Master {
+			n.signal(syscall.SIGKILL)
+			n.wait()
+		}
+	}
+	l.until("the other has all", l.shared(1))
+	if by := l.answers(client, "tcp6", "[2001:db8:9::1]", on, 31000, 31009); len(by) != 1 || by[st.Master] > 0 {
+		t.Errorf("with the master dead: answered by %v", by)
+	}
 }
