@@ -33,7 +33,9 @@ type reshaper struct {
 	log     *slog.Logger
 	read    func() ([]offered, error)
 	replan  func(partition.Plan) error
-	stuck   *Settings // a change that closed the share and could not be made: it is made first
+	want    func(shape string)          // tells the others
+	differ  func(shape string) []string // the directors that want another
+	stuck   *Settings                   // a change that closed the share and could not be made: it is made first
 	mu      sync.Mutex
 	differs []string // directors whose services ask for another shape
 	broken  error    // why the services could not be read
@@ -77,6 +79,8 @@ func (d *daemon) watchServices() {
 	}
 	nat := d.settings.Inside != nil
 	d.reshaper = &reshaper{d: d, log: d.log, read: func() ([]offered, error) { return readServices(nat) }}
+	d.reshaper.want = func(shape string) { d.gossip.want(shape) }
+	d.reshaper.differ = func(shape string) []string { return d.gossip.wantOther(shape) }
 	services, err := d.reshaper.read()
 	if err != nil {
 		d.reshaper.note(nil, err)
@@ -127,8 +131,8 @@ func (r *reshaper) look(ctx context.Context) error {
 	}
 	next := now.follow(services)
 	shape := next.Shape()
-	r.d.gossip.want(shapeText(shape))
-	differs := r.d.gossip.wantOther(shapeText(shape))
+	r.want(shapeText(shape))
+	differs := r.differ(shapeText(shape))
 	r.note(differs, nil)
 	if shape == now.Shape() || len(differs) > 0 {
 		return nil
