@@ -13,10 +13,26 @@ import (
 )
 
 // noKernel is a Filter that does what it is told.
-type noKernel struct{ armed, confirmed int }
+type noKernel struct {
+	armed, confirmed int
+	newest           uint64
+}
 
-func (k *noKernel) Arm(uint64) error                           { k.armed++; return nil }
-func (k *noKernel) Confirm(uint64) error                       { k.confirmed++; return nil }
+func (k *noKernel) Arm(n uint64) error {
+	if n <= k.newest {
+		return nft.ErrNotArmed
+	}
+	k.armed, k.newest = k.armed+1, n
+	return nil
+}
+
+func (k *noKernel) Confirm(n uint64) error {
+	if n > k.newest {
+		return nft.ErrNotArmed
+	}
+	k.confirmed++
+	return nil
+}
 func (k *noKernel) Apply(nft.Desired) error                    { return nil }
 func (k *noKernel) Settle(*partition.Set, time.Duration) error { return nil }
 func (k *noKernel) Verify() (bool, error)                      { return true, nil }

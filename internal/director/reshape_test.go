@@ -35,7 +35,8 @@ func running(t *testing.T, e *Engine) {
 // another shape; while the others want another it stays; and where the kernel's
 // answer is lost it stays closed, and tries again.
 func TestReshape(t *testing.T) {
-	e := newPair(t).engines[0]
+	p := newPair(t)
+	e := p.engines[0]
 	running(t, e)
 	snapshot := func() (s membership.Snapshot) {
 		if err := e.ask(t.Context(), func(now time.Duration) {
@@ -117,4 +118,11 @@ func TestReshape(t *testing.T) {
 		t.Error("the protocol has another shape than the table")
 	}
 	serving()
+	if err := e.ask(t.Context(), func(time.Duration) {
+		if e.armErrors > 0 {
+			t.Errorf("%d heartbeats were not armed: their numbers do not grow", e.armErrors)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
