@@ -13,6 +13,7 @@ import (
 	"saru/internal/control"
 	"saru/internal/metrics"
 	"saru/internal/task"
+	"saru/ipvs/firstpacket"
 	"saru/syncproto/legacy"
 	"saru/syncproto/peer"
 )
@@ -106,6 +107,9 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	d.engine.SetKernel(d.kernel)
 	if s.Defer > 0 {
 		return d.engine.deferFirst(s.Defer)
+	}
+	if err := firstpacket.Clean(); err != nil {
+		log.Debug("look for what an earlier syncd left", "err", err)
 	}
 	return nil
 }

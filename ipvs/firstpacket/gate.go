@@ -145,6 +145,9 @@ func (g *Gate) SetTargets(targets map[netip.AddrPort]struct{}) error {
 	return nil
 }
 
+// Clean removes the table that a gate left that was not closed.
+func Clean() error { return remove() }
+
 // Close removes the table and gives the queue back: no packet is held any
 // more. Run must have returned.
 func (g *Gate) Close() error { return errors.Join(remove(), g.file.Close()) }
