@@ -238,7 +238,7 @@ func TestSlowPeer(t *testing.T) {
 		network := peertest.New(33)
 		nodes := synced(t, network, 2, 0)
 		network.SetLoss(0.9)
-		for round := range 40 {
+		for round := range 20 {
 			for i := range pressed {
 				nodes[0].capture(tcp(i, uint16(1+3*(round%2)), long))
 			}
