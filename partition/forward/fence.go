@@ -12,25 +12,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Fence makes frames for virtual addresses another host's, on one interface.
+// A Fence makes frames for a share's virtual addresses another host's, on one
+// interface.
 type Fence struct {
 	handle *netlink.Handle
 	device string
+	share  int
 	vips   []netip.Prefix
 	index  int
-	ours   bool // the clsact hook was put there for the Fence
+	ours   bool // the clsact hook was put there for a Fence
 }
 
-// filterName tells a Fence's filter from those of others.
-const filterName = "saru-fence"
+// The names of Fences' filters tell them from those of others, and whether the
+// hook is there for them only.
+const (
+	filterName     = "saru-fence"
+	filterHookName = "saru-fence-hook"
+)
 
-// priority is the Fence's place among the filters of the hook: late, so that
-// others have been before it, and what they let pass goes on.
-const priority = 0x5a17
+// firstPriority is the place of share 0's Fence among the filters of the hook:
+// late, so that others have been before it, and what they let pass goes on.
+const firstPriority = 0x5a00
 
 // OpenFence puts the program in place. That of a crash is replaced.
-func OpenFence(device string, vips []netip.Prefix) (_ *Fence, err error) {
-	f := &Fence{device: device, vips: vips}
+func OpenFence(device string, share int, vips []netip.Prefix) (_ *Fence, err error) {
+	f := &Fence{device: device, share: share, vips: vips}
 	if f.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("forward: open a netlink socket: %w", err)
 	}
@@ -44,7 +50,7 @@ func OpenFence(device string, vips []netip.Prefix) (_ *Fence, err error) {
 		return nil, fmt.Errorf("forward: interface %q: %w", device, err)
 	}
 	f.index = link.Attrs().Index
-	if f.ours, err = f.find(); err != nil { // a crash left it, and the hook
+	if _, f.ours, err = f.find(); err != nil {
 		return nil, err
 	}
 	return f, f.Restore()
@@ -77,23 +83,31 @@ func (f *Fence) hook() netlink.Qdisc {
 }
 
 func (f *Fence) filter(fd int) *netlink.BpfFilter {
+	name := filterName
+	if f.ours {
+		name = filterHookName
+	}
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: f.index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority,
+			LinkIndex: f.index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: f.priority(),
 		},
-		Fd: fd, Name: filterName, DirectAction: true,
+		Fd: fd, Name: name, DirectAction: true,
 	}
 }
 
-// find reports whether the Fence's filter is there.
-func (f *Fence) find() (bool, error) {
+func (f *Fence) priority() uint16 { return firstPriority + uint16(f.share) }
+
+// find reports whether the Fence's filter is there, and whether the hook is
+// there for Fences: of this share after a crash, or of others.
+func (f *Fence) find() (there, ours bool, err error) {
 	all, err := f.filters(netlink.HANDLE_MIN_INGRESS)
 	for _, other := range all {
-		if bpf, is := other.(*netlink.BpfFilter); is && bpf.Name == filterName && bpf.Priority == priority {
-			return true, err
+		if bpf, is := other.(*netlink.BpfFilter); is && (bpf.Name == filterName || bpf.Name == filterHookName) {
+			there = there || bpf.Priority == f.priority()
+			ours = ours || bpf.Name == filterHookName
 		}
 	}
-	return false, err
+	return there, ours, err
 }
 
 func (f *Fence) filters(parent uint32) ([]netlink.Filter, error) {
@@ -107,7 +121,10 @@ func (f *Fence) filters(parent uint32) ([]netlink.Filter, error) {
 }
 
 // Intact reports whether the program is in place.
-func (f *Fence) Intact() (bool, error) { return f.find() }
+func (f *Fence) Intact() (bool, error) {
+	there, _, err := f.find()
+	return there, err
+}
 
 // Close removes the program, and the hook if nobody else uses it. It may be
 // called twice.
@@ -116,7 +133,7 @@ func (f *Fence) Close() error {
 		return nil
 	}
 	defer func() { f.handle.Close(); f.handle = nil }()
-	there, err := f.find()
+	there, _, err := f.find()
 	if err != nil || f.index == 0 {
 		return err
 	}

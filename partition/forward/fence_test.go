@@ -107,7 +107,7 @@ func TestFence(t *testing.T) {
 	}
 	var f *Fence
 	must(t, p.in(p.director, func() (err error) {
-		f, err = OpenFence("eth0", vips)
+		f, err = OpenFence("eth0", 1, vips)
 		return err
 	}))
 	check := func(when string, virtual bool) {
@@ -130,7 +130,7 @@ func TestFence(t *testing.T) {
 	// A second one is what follows a crash.
 	var after *Fence
 	must(t, p.in(p.director, func() (err error) {
-		after, err = OpenFence("eth0", vips[:1])
+		after, err = OpenFence("eth0", 1, vips[:1])
 		return err
 	}))
 	if p.answers("10.9.0.100") || !p.answers("10.9.7.9") {
@@ -156,7 +156,7 @@ func TestFenceBesideOthers(t *testing.T) {
 	p.run(p.director, "tc filter add dev eth0 ingress protocol ip pref 7 u32 match ip dst 10.9.0.77/32 flowid 1:1")
 	var f *Fence
 	must(t, p.in(p.director, func() (err error) {
-		f, err = OpenFence("eth0", []netip.Prefix{netip.MustParsePrefix("10.9.0.100/32")})
+		f, err = OpenFence("eth0", 1, []netip.Prefix{netip.MustParsePrefix("10.9.0.100/32")})
 		return err
 	}))
 	if p.answers("10.9.0.100") {
@@ -165,6 +165,31 @@ func TestFenceBesideOthers(t *testing.T) {
 	must(t, p.in(p.director, f.Close))
 	if out := p.run(p.director, "tc filter show dev eth0 ingress"); !strings.Contains(out, "u32") || strings.Contains(out, filterName) {
 		t.Errorf("filters: %s", out)
+	}
+}
+
+// Each share of an interface has a fence of its own; the last takes the hook
+// away.
+func TestFencesOfShares(t *testing.T) {
+	p := newPair(t)
+	var fences []*Fence
+	for i, vip := range []string{"10.9.0.100/32", "10.9.7.9/32"} {
+		must(t, p.in(p.director, func() error {
+			f, err := OpenFence("eth0", i+1, []netip.Prefix{netip.MustParsePrefix(vip)})
+			fences = append(fences, f)
+			return err
+		}))
+	}
+	if p.answers("10.9.0.100") || p.answers("10.9.7.9") {
+		t.Error("one of two is not fenced")
+	}
+	must(t, p.in(p.director, fences[0].Close))
+	if !p.answers("10.9.0.100") || p.answers("10.9.7.9") {
+		t.Error("the other's fence is not as it was")
+	}
+	must(t, p.in(p.director, fences[1].Close))
+	if out := p.run(p.director, "tc qdisc show dev eth0"); strings.Contains(out, "clsact") {
+		t.Errorf("left behind: %s", out)
 	}
 }
 

@@ -23,7 +23,7 @@ func Open(cfg nft.Config) (_ *Forwarder, err error) {
 	if f.rules, err = nft.OpenForwarder(cfg); err != nil {
 		return nil, err
 	}
-	if f.fence, err = OpenFence(cfg.Interface, cfg.Plan.VIPs); err != nil {
+	if f.fence, err = OpenFence(cfg.Interface, cfg.ShareID, cfg.Plan.VIPs); err != nil {
 		return nil, errors.Join(err, f.rules.Close())
 	}
 	return f, nil
