@@ -29,6 +29,7 @@ func TestPersistentServices(t *testing.T) {
 	l.start()
 	servers := l.greet("tcp4", vip)
 	defer servers.close()
+	l.settled()
 	if by := l.answers(client, "tcp4", "10.9.0.1", vip, 30000, 30029); len(by) != 3 {
 		t.Errorf("answered by %v, want all", by)
 	}
@@ -56,6 +57,7 @@ func TestPersistentServices(t *testing.T) {
 		return ""
 	})
 	l.until("all share again", l.shared(3))
+	l.settled()
 	e, err := d1.explain("tcp", "10.9.0.1:31000", vip)
 	l.must(err)
 	if e.Service != "tcp "+vip || e.Sense != "src-addr/24" || !strings.Contains(e.Why, "persistent") {
@@ -74,6 +76,20 @@ func TestPersistentServices(t *testing.T) {
 		}
 		l.clean(n)
 	}
+}
+
+// settled waits until no director meets connections that IPVS does not know
+// with silence: those of its own, as a real server, pass IPVS and look like it.
+func (l *lab) settled() {
+	l.Helper()
+	l.eventually("settled", func() string {
+		for _, n := range l.nodes {
+			if st, err := n.status(); err != nil || st.Filter.Settling > 0 {
+				return fmt.Sprintf("%s: %+v, %v", n.name, st, err)
+			}
+		}
+		return ""
+	})
 }
 
 // eventually waits until f has nothing to complain of.
