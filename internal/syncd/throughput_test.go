@@ -91,11 +91,13 @@ func benchConn(i int) conntable.Connection {
 }
 
 // kernelDatagrams are those in which a kernel tells of n connections.
-func kernelDatagrams(b *testing.B, n int) [][]byte {
+func kernelDatagrams(b *testing.B, n int, state uint16) [][]byte {
 	var out [][]byte
 	conns := make([]conntable.Connection, 0, 255)
 	for i := range n {
-		conns = append(conns, benchConn(i))
+		c := benchConn(i)
+		c.State = state
+		conns = append(conns, c)
 		for len(conns) == cap(conns) || i == n-1 && len(conns) > 0 {
 			d, m, err := kernelsync.AppendMessage(nil, 1, kernelBuffer, conns)
 			if err != nil {
@@ -138,11 +140,12 @@ func cpuUsed(b *testing.B) time.Duration {
 // BenchmarkKernelToPeers goes from the kernel's datagrams to sealed ones: what
 // the owner of connections does.
 func BenchmarkKernelToPeers(b *testing.B) {
-	datagrams := kernelDatagrams(b, benchConns)
+	// Another state each time, else it would not be told to the peers.
+	sets := [2][][]byte{kernelDatagrams(b, benchConns, established), kernelDatagrams(b, benchConns, finWait)}
 	for _, c := range []struct {
-		name    string
-		refresh bool
-	}{{"new", false}, {"refresh", true}} {
+		name   string
+		update bool
+	}{{"new", false}, {"update", true}} {
 		b.Run(c.name, func(b *testing.B) {
 			bytes := 0
 			count := func(d [][]byte) {
@@ -162,10 +165,12 @@ func BenchmarkKernelToPeers(b *testing.B) {
 					refs, recs = e.flushNow(refs, recs)
 				}
 			}
-			if c.refresh {
-				for _, d := range datagrams {
+			round := 0
+			if c.update {
+				for _, d := range sets[0] {
 					take(d)
 				}
+				round++
 			}
 			n, bytes = 0, 0
 			b.ReportAllocs()
@@ -173,9 +178,10 @@ func BenchmarkKernelToPeers(b *testing.B) {
 			before := cpuUsed(b)
 			var made time.Duration
 			for i := 0; n < b.N; i++ {
-				if i == len(datagrams) {
+				if i == len(sets[round%2]) {
 					i = 0
-					if !c.refresh { // a new table, not counted
+					round++
+					if !c.update { // a new table, not counted
 						b.StopTimer()
 						at := cpuUsed(b)
 						e = benchEngine("d1", 2*benchConns, newStillNet(count))
@@ -183,7 +189,7 @@ func BenchmarkKernelToPeers(b *testing.B) {
 						b.StartTimer()
 					}
 				}
-				take(datagrams[i])
+				take(sets[round%2][i])
 			}
 			perCore(b, n, cpuUsed(b)-before-made)
 			b.ReportMetric(float64(bytes)/float64(n), "wire-B/update")
@@ -195,9 +201,9 @@ func BenchmarkKernelToPeers(b *testing.B) {
 // kernel's datagrams: what every other director does.
 func BenchmarkPeersToKernel(b *testing.B) {
 	for _, c := range []struct {
-		name    string
-		refresh bool
-	}{{"new", false}, {"refresh", true}} {
+		name   string
+		update bool
+	}{{"new", false}, {"update", true}} {
 		b.Run(c.name, func(b *testing.B) {
 			var datagrams [][]byte
 			sender := benchEngine("d2", 2*benchConns, newStillNet(func(d [][]byte) {
@@ -206,9 +212,14 @@ func BenchmarkPeersToKernel(b *testing.B) {
 				}
 			}))
 			refs, recs := make([]conntable.Ref, 0, flushChunk), make([]conntable.Record, 0, flushChunk)
+			round := 0
 			tell := func(n int) {
+				round++
 				for i := range n {
 					c := benchConn(i % benchConns)
+					if c.State = established; round%2 == 0 {
+						c.State = finWait
+					}
 					sender.Captured(&c)
 					if sender.toPeers.size() >= flushChunk || i == n-1 {
 						refs, recs = sender.flushNow(refs, recs)
@@ -217,7 +228,7 @@ func BenchmarkPeersToKernel(b *testing.B) {
 			}
 			s := startStill(b)
 			from := netip.MustParseAddrPort("10.0.0.2:8849")
-			if c.refresh {
+			if c.update {
 				tell(benchConns)
 				for _, d := range datagrams {
 					s.deliver(d, from, true)
@@ -230,7 +241,7 @@ func BenchmarkPeersToKernel(b *testing.B) {
 			for done := 0; done < b.N; {
 				b.StopTimer()
 				n := min(b.N-done, benchConns)
-				if done > 0 && !c.refresh {
+				if done > 0 && !c.update {
 					s.stop()
 					s = startStill(b)
 				}
