@@ -1,8 +1,13 @@
 package syncd
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +15,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"saru/internal/control"
 )
 
 // The tests of this file need a kernel with IPVS; the second one keepalived,
@@ -26,9 +34,11 @@ func (l *realLAN) syncThreads(i int) {
 
 // table returns director i's connections without their expiry, as "state
 // client virtual real", sorted.
-func (l *realLAN) table(i int) []string {
+func (l *realLAN) table(i int) []string { return tcpLines(l.run(i, "ipvsadm", "-Lnc")) }
+
+func tcpLines(text string) []string {
 	var out []string
-	for line := range strings.Lines(l.run(i, "ipvsadm", "-Lnc")) {
+	for line := range strings.Lines(text) {
 		if f := strings.Fields(line); len(f) == 6 && f[0] == "TCP" {
 			out = append(out, strings.Join(f[2:], " "))
 		}
@@ -46,6 +56,26 @@ func (l *realLAN) sameTables() {
 		return slices.Equal(d1, d2)
 	})
 	l.t.Logf("equal tables of %d connections", len(d1))
+	await(l.t, "syncd conns lists what ipvsadm lists", func() bool { return slices.Equal(l.conns(1), l.table(1)) })
+}
+
+// conns is director i's mirror as syncd conns prints it, in table's form.
+func (l *realLAN) conns(i int) []string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	body, err := control.NewClient(l.socket(i)).Do(ctx, http.MethodGet, "/conns?proto=tcp", nil)
+	must(l.t, err)
+	defer body.Close()
+	var text strings.Builder
+	for dec := json.NewDecoder(body); ; {
+		var c Conn
+		if err := dec.Decode(&c); errors.Is(err, io.EOF) {
+			return tcpLines(text.String())
+		} else if err != nil {
+			l.t.Fatal(err)
+		}
+		must(l.t, c.Print(&text))
+	}
 }
 
 // established counts director i's established connections that have most of
