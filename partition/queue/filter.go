@@ -53,19 +53,22 @@ func Open(cfg nft.Config) (_ *Filter, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	// It shows the namespace in which it was opened.
-	if f.kernel, err = os.Open("/proc/thread-self/net/netfilter/nfnetlink_queue"); err != nil {
-		return nil, fmt.Errorf("queue: this kernel has no nfnetlink_queue: %w", err)
-	}
 	for i := range f.queues.N {
 		if err = f.take(f.queues.First+i, &view{share: f.share}); err != nil {
 			return nil, err
 		}
 	}
 	if cfg.Backstop {
-		err = f.take(f.queues.First+f.queues.N, &backstop{view{share: f.share}})
+		if err = f.take(f.queues.First+f.queues.N, &backstop{view{share: f.share}}); err != nil {
+			return nil, err
+		}
 	}
-	return f, err
+	// It is there once a queue was asked for, which loads the module, and shows
+	// the namespace in which it was opened.
+	if f.kernel, err = os.Open("/proc/thread-self/net/netfilter/nfnetlink_queue"); err != nil {
+		return nil, fmt.Errorf("queue: this kernel has no nfnetlink_queue: %w", err)
+	}
+	return f, nil
 }
 
 func (f *Filter) take(queue uint16, j judge) error {
