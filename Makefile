@@ -21,7 +21,7 @@ bench-peers: PACKAGES += conntrackd conntrack
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
-LAB_TESTS := ./ipvs ./partition/... ./internal/syncd ./test/lab ./test/e2e
+LAB_TESTS := ./ipvs ./partition/... ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
 
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.
@@ -57,7 +57,7 @@ test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
 .PHONY: lab-tests
 lab-tests:
 	@bin/lab fetch --kernel $(KERNEL) >&2
-	@$(GO) test -json -short -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --' $(LAB_TESTS)
+	@$(GO) test -json -short -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
 
 .PHONY: e2e
 e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=6.1|6.12)
@@ -85,7 +85,7 @@ race: ## unit and native tests under the race detector
 
 .PHONY: sim
 sim: ## the protocol attacked in virtual time: SEEDS worlds of each profile
-	$(GO) test ./membership -run 'TestSimulation$$' -sim.seeds $(SEEDS) -timeout 0
+	$(GO) test ./membership -run 'TestSimulation$$|TestSlowMachines$$' -sim.seeds $(SEEDS) -timeout 0
 
 .PHONY: bench
 bench: ## benchmarks, with allocations
@@ -102,6 +102,10 @@ bench-busy: deps build ## ten minutes on busy processors: no living director may
 .PHONY: bench-peers
 bench-peers: deps ## syncd beside conntrackd, as root
 	$(GO) run ./test/versus/cmd/versus
+
+.PHONY: compare
+compare: deps build kmod ## the kernel's sync threads, syncd's tap and the module, side by side (KERNEL=6.1|6.12)
+	$(GO) run ./test/compare/cmd/compare --host --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/compare-$(KERNEL)
 
 .PHONY: clean
 clean: ## remove what was built, and the lab's output; keep .cache

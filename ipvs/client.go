@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
+	"time"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -319,16 +321,43 @@ func (c *Client) StartDaemon(d Daemon) error {
 	})
 }
 
+// stopAnswer is how long StopDaemon waits. The kernel answers before it returns
+// from the request, if at all.
+const stopAnswer = 3 * time.Second
+
 // StopDaemon stops the sync thread of that role. Records that a master has
 // not sent are lost. The error is unix.ESRCH if none runs.
+//
+// The kernel does not answer if the thread had not begun to run: kthread_stop
+// returns EINTR then, for which netlink_rcv_skb (net/netlink/af_netlink.c)
+// sends no acknowledgement. The thread is gone all the same.
 func (c *Client) StopDaemon(r Role) error {
 	ae := netlink.NewAttributeEncoder()
 	ae.Nested(attrDaemon, func(ae *netlink.AttributeEncoder) error {
 		ae.Uint32(daemonState, uint32(r))
 		return nil
 	})
+	c.conn.SetReadDeadline(time.Now().Add(stopAnswer)) // fails only on what is no socket
 	_, err := c.encode(cmdDelDaemon, netlink.Acknowledge, ae)
+	c.conn.SetReadDeadline(time.Time{})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return c.stopped(r, err)
+	}
 	return named(fmt.Sprintf("stop the %s sync thread", r), err, map[unix.Errno]string{unix.ESRCH: "none runs"})
+}
+
+// stopped returns err if there is still a sync thread of that role.
+func (c *Client) stopped(r Role, err error) error {
+	daemons, e := c.Daemons()
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	for _, d := range daemons {
+		if d.Role == r {
+			return fmt.Errorf("stop the %s sync thread: %w", r, err)
+		}
+	}
+	return nil
 }
 
 func (c *Client) encode(cmd uint8, flags netlink.HeaderFlags, ae *netlink.AttributeEncoder) ([]genetlink.Message, error) {

@@ -89,6 +89,30 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// The kernel may leave a stop without an answer; then what runs decides.
+func TestStopWithoutAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		name, runs string
+		ok         bool
+	}{
+		{"gone", "", true},
+		{"another runs", "34000300 08000100 01000000 07000200 6c6f0000 08000300 52000000 06000400 2c000000 08000500 e0000051 06000700 90220000", true},
+		{"still there", "34000300 08000100 02000000 07000200 6c6f0000 08000300 52000000 06000400 2c000000 08000500 e0000051 06000700 90220000", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := fakeKernel(t, func(g genetlink.Message) ([]genetlink.Message, error) {
+				if g.Header.Command == cmdDelDaemon {
+					return nil, os.ErrDeadlineExceeded
+				}
+				return []genetlink.Message{{Data: unhex(t, tt.runs)}}, nil
+			})
+			if err := c.StopDaemon(Backup); (err == nil) != tt.ok {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestAnswers(t *testing.T) {
 	answer := func(data string) func(genetlink.Message) ([]genetlink.Message, error) {
 		return func(genetlink.Message) ([]genetlink.Message, error) {

@@ -127,11 +127,11 @@ func TestAnswersSolicitations(t *testing.T) {
 		if p, err := parseND(nextAdvertisement(t, w)); err != nil || p.target != vip6 || p.flags != flagOverride || p.mac != [6]byte(shared) {
 			t.Errorf("announced %+v, %v", p, err)
 		}
+		cancel()
+		must(t, <-done)
 		if got := l.Stats(); got != (Stats{Requests: 3, Answers: 2, Conflicts: 1}) {
 			t.Errorf("%+v", got)
 		}
-		cancel()
-		must(t, <-done)
 		must(t, l.Close())
 	})
 }
