@@ -23,6 +23,10 @@ bench-peers: PACKAGES += conntrackd conntrack
 # reason, in the lab's guests they must run.
 LAB_TESTS := ./ipvs ./partition/... ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
 
+# What takes too long in a guest for every change, or is not about the kernel:
+# "make test" leaves it out there, "make test-kernels" does not.
+LONG_TESTS := ^Test(Queues|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.
 export GOTOOLCHAIN = local
@@ -47,7 +51,7 @@ lint: ## formatting (gofumpt), go vet, staticcheck
 
 .PHONY: test
 test: deps build ## everything: unit, native namespaces, and the lab on 6.1
-	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1; } | $(GO) run ./test/cmd/testsum
+	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(LONG_TESTS)'; } | $(GO) run ./test/cmd/testsum
 
 .PHONY: test-kernels
 test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
@@ -57,7 +61,7 @@ test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
 .PHONY: lab-tests
 lab-tests:
 	@bin/lab fetch --kernel $(KERNEL) >&2
-	@$(GO) test -json -short -p 1 -count=1 -timeout 15m -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
+	@$(GO) test -json -short -p 1 -count=1 -timeout 15m $(if $(LAB_SKIP),-skip '$(LAB_SKIP)') -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
 
 .PHONY: e2e
 e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=6.1|6.12)
