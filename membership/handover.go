@@ -22,8 +22,11 @@ func (c *Core) prepare() {
 		// says: the giver may have let go already, and nobody else is ready.
 		c.taking = c.taking.Intersect(c.mine)
 	}
-	if c.state != Ready && c.state != Draining || c.closeAll || c.leaving || c.unsure {
+	stops := c.state != Ready && c.state != Draining || c.closeAll || c.unsure
+	if stops {
 		c.taking = partition.Set{}
+	}
+	if stops || c.leaving { // who leaves begins no move
 		for _, p := range c.peers {
 			p.in = barrier{}
 		}
@@ -81,6 +84,14 @@ func (c *Core) caughtBack(p *peer) {
 		c.lingering = c.lingering.Minus(p.back.set.Intersect(p.hb.Open))
 	}
 	p.back = barrier{}
+}
+
+// outdated returns what this node serves for those connections alone that it
+// had when it gave the bucket up. It does not tell others of it: they would take
+// it for ready to have the bucket back, and let go of connections that it
+// does not know.
+func (c *Core) outdated() partition.Set {
+	return c.lingering.Minus(c.open).Minus(c.taking)
 }
 
 // releases returns the open buckets that their next owner is ready for (S2).
@@ -148,7 +159,7 @@ func (c *Core) depart() {
 	if !c.leaving || c.closeAll {
 		return
 	}
-	idle := c.open.Empty() && c.lingering.Empty() && !c.applying
+	idle := c.open.Empty() && c.lingering.Empty() && c.taking.Empty() && !c.applying
 	if idle || !c.hasTaker() || c.now-c.leaveAt > c.cfg.LeaveWithin {
 		c.taking, c.lingering = partition.Set{}, partition.Set{}
 		c.closeAll, c.closeWhy = true, whyLeaving

@@ -255,7 +255,7 @@ func (c *Core) wants() partition.Set {
 			// Nor what another is about to take with its connections.
 			if soon := p.hb.Want.Intersect(p.hb.Rest); !soon.Empty() {
 				if p.id > c.id {
-					soon = soon.Minus(c.rest)
+					soon = soon.Minus(c.rest.Minus(c.outdated()))
 				}
 				want = want.Minus(soon)
 			}
@@ -284,6 +284,7 @@ func (c *Core) compose(hb *Heartbeat) {
 	if c.lapsed() {
 		hb.Open = partition.Set{}
 	}
+	hb.Rest = hb.Rest.Minus(c.outdated())
 	switch {
 	case c.unsure:
 		hb.Rest = partition.Set{} // a promise to serve, so only what is sure

@@ -157,7 +157,19 @@ func (c *Core) confirmedSender(p *peer) bool {
 // hearsNobody reports whether p is deaf altogether: whatever it concludes, the
 // clients' frames take the way of the heartbeats that it does not hear.
 func (c *Core) hearsNobody(p *peer) bool {
-	return c.deaf(p) && c.confirmedSender(p) && len(p.hb.Heard) == 0
+	return c.deaf(p) && c.confirmedSender(p) && len(p.hb.Heard) == 0 && !c.parted(p)
+}
+
+// parted reports whether somebody besides p has left so lately that p may have
+// heard it until then: p's list is empty at once when the last whom it heard
+// leaves, and this shows nothing of p's hearing before silence would have.
+func (c *Core) parted(p *peer) bool {
+	for _, q := range c.peers {
+		if q != p && q.left && c.silentFor(q) <= c.silence(q) {
+			return true
+		}
+	}
+	return false
 }
 
 // suspected reports whether p is taken for dead as far as keeping goes. Who

@@ -8,13 +8,13 @@ import (
 	"saru/partition"
 )
 
-// checkBarrier sees that n takes up established flows only with the connections
-// of whoever accepted new ones last and still serves them.
-func (w *world) checkBarrier(n *simNode, rest partition.Set) {
+// checkBarrier sees that n takes up buckets, for established flows or all, only
+// with the connections of whoever accepted new ones last and still serves them.
+func (w *world) checkBarrier(n *simNode, taken partition.Set) {
 	if !w.f.steady {
 		return
 	}
-	for b := range rest.All() {
+	for b := range taken.All() {
 		last := n
 		for _, o := range w.nodes {
 			o.kernel.account(w.now)
@@ -41,12 +41,25 @@ func (w *world) checkLinger(n *simNode, gone partition.Set) {
 	}
 }
 
+// excused reports whether a and b may both begin to accept a bucket now.
 func (w *world) excused(a, b *simNode) bool {
-	if w.now <= a.kernel.thawed || w.now <= b.kernel.thawed {
-		return true
-	}
-	return w.f.cuts && !w.f.majority && !(w.connected(a.i, b.i, w.lease) && w.connected(b.i, a.i, w.lease))
+	return w.thawed(a, b) || w.split() && !(w.connected(a.i, b.i, w.lease) && w.connected(b.i, a.i, w.lease))
 }
+
+// lasts reports whether a and b may still both accept a bucket, having begun
+// when they were excused. Only two that hear each other settle a conflict: that
+// a way through others has come back, one way each, tells neither that the
+// other accepts.
+func (w *world) lasts(a, b *simNode) bool {
+	return w.thawed(a, b) || w.split() && !(w.hears(b.i, a.i, w.lease) && w.hears(a.i, b.i, w.lease))
+}
+
+func (w *world) thawed(a, b *simNode) bool {
+	return w.now <= a.kernel.thawed || w.now <= b.kernel.thawed
+}
+
+// split reports whether this world's nodes may be split without a quorum.
+func (w *world) split() bool { return w.f.cuts && !w.f.majority }
 
 // check is called after every change of n's kernel, which accepted was before.
 func (w *world) check(n *simNode, was partition.Set) {
@@ -91,7 +104,7 @@ func (w *world) watch() {
 			default:
 				w.worst = max(w.worst, w.now-*since)
 			}
-			if !both.Empty() && !w.excused(a, b) {
+			if !both.Empty() && !w.lasts(a, b) {
 				w.fail("%s and %s still both accept %s", a.name, b.name, both)
 			}
 		}

@@ -117,7 +117,7 @@ func (n *simNode) apply(life int, a Action) {
 		}
 		if commits {
 			w.logf(n, "kernel open %s rest %s", a.Open, a.Rest)
-			w.checkBarrier(n, a.Rest.Minus(k.rest))
+			w.checkBarrier(n, a.Rest.Minus(k.rest).Union(a.Open.Minus(k.open)))
 			k.account(w.now)
 			w.checkLinger(n, k.rest.Minus(a.Rest))
 			was := k.accepts(w.now)

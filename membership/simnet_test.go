@@ -49,6 +49,13 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 	})
 }
 
+// hears reports whether heartbeats of b led to a without a detour, all along
+// the time in which silence would count.
+func (w *world) hears(a, b int, long time.Duration) bool {
+	e := w.arrived[b][a]
+	return w.now-e.last < Watch(w.lease)-w.interval && w.now-e.since > long
+}
+
 // connected reports whether heartbeats led from a to b, through any others,
 // all along the time in which silence would count.
 func (w *world) connected(a, b int, long time.Duration) bool {
@@ -56,8 +63,7 @@ func (w *world) connected(a, b int, long time.Duration) bool {
 	for todo := []int{a}; len(todo) > 0; todo = todo[1:] {
 		u := todo[0]
 		for v := range w.nodes {
-			e := w.arrived[u][v]
-			if seen>>v&1 == 0 && w.now-e.last < Watch(w.lease)-w.interval && w.now-e.since > long {
+			if seen>>v&1 == 0 && w.hears(v, u, long) {
 				seen |= 1 << v
 				todo = append(todo, v)
 			}

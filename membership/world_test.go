@@ -19,8 +19,9 @@ import (
 // Clients' frames are adversarial: a frame reaches any two directors up to
 // skew apart. So two kernels may not accept a bucket within skew of each
 // other, unless an exception that PROTOCOL.md states holds: under lan, no way
-// of heartbeats, even through others, led from one to the other; or a machine
-// was frozen, and one lease has not passed since.
+// of heartbeats, even through others, led from one to the other when they began,
+// and they do not hear each other yet; or a machine was frozen, and one lease
+// has not passed since.
 
 const (
 	simLease    = 300 * time.Millisecond
