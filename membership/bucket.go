@@ -7,7 +7,7 @@ type BucketInfo struct {
 	Epoch Epoch    // of the assignment
 	Owner string   // whom the assignment gives the bucket, or ""
 	Open  []string // who says that it takes what opens flows: one, none while the bucket moves
-	Rest  []string // who serves established flows: two while the bucket moves
+	Rest  []string // who serves all established flows: two while the bucket moves
 }
 
 // Bucket returns what the Core knows at time now of bucket b, from 0 on.

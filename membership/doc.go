@@ -34,7 +34,8 @@
 // one at a time, and everywhere before the next.
 //
 // Under lan, and only there, two sides of a healed split may both have a
-// bucket open until the first heartbeat has passed between them. Then the side
+// bucket open until the first heartbeat has passed between these two, each way
+// and with no others between. Then the side
 // with more members keeps it, or the senior, or the lower name.
 //
 // # Slow machines
@@ -57,9 +58,9 @@
 // The windows that refuse replayed messages are forgotten with a restart, so a
 // node counts only once a message of it has named this node's incarnation,
 // which was unknown when anything was recorded. A Probe asks for such a
-// message. Until then it is a presence, which can keep a newcomer out and
-// nothing else; and if others show that this node's asking arrives, not even
-// that.
+// message; one who answers also vouches for those whom it hears. Until then it
+// is a presence, which can keep a newcomer out and nothing else; and if others
+// show that this node's asking arrives, not even that.
 //
 // # Hand-over
 //
@@ -146,8 +147,9 @@
 //	+---------------------------------------------------------------+
 //
 // claims are open and want together; rest is where established flows are
-// served. host tells two machines with one name apart: the start of a daemon
-// has closed the kernel of any before it with the same host, and of no other.
+// served, all of them: not what lingers after it was given up. host tells two
+// machines with one name apart: the start of a daemon has closed the kernel of any
+// before it with the same host, and of no other.
 // seats is how many members the assignment has, reach how many ping nodes
 // answer. freeze counts how often planned moves were stopped and let go again;
 // the highest that is heard holds, and odd is stopped. States: 0 joining,

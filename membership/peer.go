@@ -301,8 +301,9 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) bool {
 	if c.doubt(p); c.proven(p) {
 		c.maxLw = max(c.maxLw, Watch(hb.Lease))
 	}
-	if fresh { // an old recording must not freeze anybody
+	if fresh { // an old recording must not freeze anybody, nor vouch
 		c.freeze = max(c.freeze, hb.Freeze)
+		c.vouch(hb)
 	}
 	if p.left {
 		c.promise(hb, partition.Set{})

@@ -28,6 +28,19 @@ func (c *Core) proves(p *peer, inc uint64) {
 	}
 }
 
+// vouch takes the word of hb, which answers what this node sent lately, for
+// those whom it lists: somebody who does not hear this node cannot answer it, and
+// is no ghost. Only a heartbeat that is as new as the one that was listed counts:
+// older ones of the same life may be recordings.
+func (c *Core) vouch(hb *Heartbeat) {
+	for _, e := range hb.Heard {
+		p := c.peer(e.Node)
+		if p != nil && p.heard && !c.proven(p) && p.hb.Inc == e.Inc && p.hb.N >= e.N {
+			p.alive, p.doubtEar, p.ghost = e.Inc, -1, false
+		}
+	}
+}
+
 // doubt notes when p, who is not proven, was heard first, and asks it.
 func (c *Core) doubt(p *peer) {
 	if c.proven(p) {
