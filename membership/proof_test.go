@@ -74,6 +74,23 @@ func TestRecordingsChangeNothing(t *testing.T) {
 	w.want(t, "the recorded one is back", 8, 0, 8)
 }
 
+// If recordings counted, one of a director that is gone would keep a newcomer
+// from its share. Random worlds show that too seldom.
+func TestRecordingsThatCount(t *testing.T) {
+	w := calm(t, 3, faults{recorded: true})
+	r := w.record(w.nodes[0])
+	w.nodes[0].kill()
+	w.nodes[1].kill()
+	w.settle(t, time.Second)
+	w.mut = believesRecordings
+	w.haunt(r)
+	w.nodes[1].start()
+	w.run(w.now + 4*time.Second)
+	if one, two := w.nodes[1].kernel.accepts(w.now), w.nodes[2].kernel.accepts(w.now); one.Len() == 8 && two.Len() == 8 {
+		t.Error("a newcomer that believes recordings serves as if there were none")
+	}
+}
+
 // A newcomer that hears only recordings cannot tell them from a director that
 // it cannot reach. A ping node tells.
 func TestRecordingsAndNobodyElse(t *testing.T) {
