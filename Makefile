@@ -21,11 +21,11 @@ bench-peers: PACKAGES += conntrackd conntrack
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
-LAB_TESTS := ./ipvs ./partition/... ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
+LAB_TESTS := ./ipvs ./partition/forward ./partition/lan ./partition/nft ./partition/queue ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
 
-# What takes too long in a guest for every change, or is not about the kernel:
+# What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.
-LONG_TESTS := ^Test(Queues|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
 
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.
