@@ -110,6 +110,7 @@ type Node struct {
 	net    *Network
 	addr   netip.Addr
 	in     chan packet
+	onWire []packet // in the order in which they were sent
 	accept chan net.Conn
 	closed chan struct{}
 	once   sync.Once
@@ -128,14 +129,22 @@ func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool)
 				n.lost++
 				continue
 			}
-			p := packet{slices.Clone(d), netip.AddrPortFrom(nd.addr, Port), group}
-			time.AfterFunc(n.delay, func() {
-				select {
-				case to.in <- p:
-				default:
-				}
-			})
+			to.onWire = append(to.onWire, packet{slices.Clone(d), netip.AddrPortFrom(nd.addr, Port), group})
+			time.AfterFunc(n.delay, to.arrive)
 		}
+	}
+}
+
+// arrive lets the oldest datagram under way come in. Timers of one instant go
+// off in any order; a wire keeps what it carries in order.
+func (nd *Node) arrive() {
+	nd.net.mu.Lock()
+	defer nd.net.mu.Unlock()
+	p := nd.onWire[0]
+	nd.onWire = nd.onWire[1:]
+	select {
+	case nd.in <- p:
+	default:
 	}
 }
 
