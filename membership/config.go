@@ -9,10 +9,13 @@ import (
 
 // Times of the implementation; a Config may have others.
 const (
-	DefaultLinger      = 3 * time.Second
-	DefaultLingerMax   = 60 * time.Second
-	DefaultBarrierWait = 2 * time.Second
-	DefaultLeaveWithin = 10 * time.Second
+	DefaultLinger    = 3 * time.Second
+	DefaultLingerMax = 60 * time.Second
+	// DefaultBarrierWait is long: a planned move has time, and one whose
+	// connections come late may cost those that are not there.
+	DefaultBarrierWait = 8 * time.Second
+	// DefaultLeaveWithin has room for a barrier, lingering and a barrier back.
+	DefaultLeaveWithin = 20 * time.Second
 	DefaultHysteresis  = 10 * time.Second
 )
 

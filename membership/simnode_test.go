@@ -12,6 +12,8 @@ type simNode struct {
 	name    string
 	witness bool
 	newer   bool // speaks the next version
+	upgrade bool // it does so from its next start on
+	ungated bool // its syncd is never synced
 	core    *Core
 	decoder Decoder
 	life    int // counts restarts; events of earlier lives are void
@@ -47,7 +49,7 @@ func span(d time.Duration, rate float64) time.Duration { return time.Duration(fl
 func (n *simNode) start() {
 	n.life++
 	n.born = n.w.now
-	n.newer = n.w.f.mixed && (n.i == 1 || n.life > 1 && n.w.chance(0.7))
+	n.newer = n.upgrade || n.w.f.mixed && (n.i == 1 || n.life > 1 && n.w.chance(0.7))
 	n.up, n.stalled, n.inbox, n.todo, n.leaving, n.told = true, 0, nil, nil, false, partition.Set{}
 	k := &n.kernel
 	k.account(n.w.now)
@@ -56,6 +58,7 @@ func (n *simNode) start() {
 	cfg := Config{
 		Node: n.name, Incarnation: n.w.Uint64() | 1, Host: uint64(n.i) + 1, Cluster: "c", Share: 1, Shape: 7, Buckets: n.w.buckets,
 		Lease: n.w.lease, Interval: n.w.interval, Arm: n.w.arm, Settle: 10 * time.Millisecond, Weight: 100, Frames: true,
+		BarrierWait: 2 * time.Second, LeaveWithin: 10 * time.Second, // so that both are met in a world's life
 		Voters: n.w.voters(), mutant: n.w.mut,
 	}
 	if n.w.f.moves {
@@ -65,14 +68,14 @@ func (n *simNode) start() {
 		cfg.Witness, cfg.Shape, cfg.Buckets, cfg.Frames, cfg.Voters = true, 0, 0, false, nil
 	}
 	n.core = New(cfg, n.local())
-	n.core.SetGate(n.local(), n.w.chance(0.9), true)
+	n.core.SetGate(n.local(), n.w.chance(0.9) && !n.ungated, true)
 	n.core.SetReach(n.local(), 1)
 	n.w.logf(n, "starts, incarnation %x", n.core.cfg.Incarnation)
 	n.nextDue = n.w.now
 	life := n.life
 	n.w.after(n.w.between(0, n.w.interval), func() { n.tick(life) })
 	n.w.after(300*time.Millisecond, func() {
-		n.input(life, func() { n.core.SetGate(n.local(), true, true) })
+		n.input(life, func() { n.core.SetGate(n.local(), !n.ungated, true) })
 	})
 }
 

@@ -96,6 +96,42 @@ func TestOtherVersions(t *testing.T) {
 	}
 }
 
+// versionTwo is what builds of version 2 sent, of the same samples.
+var versionTwo = map[string]string{
+	"ack":       "02020001f4edeaf78b53639f152c8fc61122334455667788e788103ee15318fc0000000000000006000000000000000a0000000200000003000000000000000400000000000000080104000000000000000800000000000000",
+	"assign":    "03020001f4edeaf78b53639f152c8fc6112233445566778800000002000000030000000000000004ab2a11ba7cb305e500000000000000070004028b53639f152c8fc6000000000000000500000001000000010064e788103ee15318fc0000000000000006000000020000000300320110",
+	"fetch":     "04020001f4edeaf78b53639f152c8fc6112233445566778800000002000000030000000000000004",
+	"heartbeat": "01020001f4edeaf78b53639f152c8fc611223344556677880000000000000009000493e00000000000000007000000000000000b000000020000000300000000000000040000000000000008000000010000000201030021006402000000000101010100000000000002000000000000000000000000000080026431028b53639f152c8fc660c5590f72eef29201e788103ee15318fc0000000000000006000000000000000a",
+}
+
+// Version 2 had another layout: its messages say that their sender is there,
+// who may serve, and are never taken for something else.
+func TestVersionTwoIsForeign(t *testing.T) {
+	c := New(Config{Node: "d2", Incarnation: 6, Cluster: "web", Share: 1, Shape: 7, Buckets: 64, Lease: simLease, Interval: simInterval, Arm: simArm}, 0)
+	c.SetGate(0, true, true)
+	var now time.Duration
+	for range 100 {
+		now += simInterval
+		for name, text := range versionTwo {
+			b, err := hex.DecodeString(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := Decode(b)
+			if !errors.Is(err, ErrVersion) || m.header().From != ID("d1") || m.header().Inc != 0x1122334455667788 {
+				t.Fatalf("%s: %+v, %v", name, m, err)
+			}
+			c.Foreign(now, m)
+		}
+		c.Tick(now)
+		c.Actions()
+	}
+	s := c.Snapshot(now)
+	if s.State != Joining || !strings.Contains(s.Why, "another version") || s.Members[1].State != "foreign" || s.Stats.ForeignVersion == 0 {
+		t.Errorf("beside version 2 a newcomer is %v because %q, and sees %+v", s.State, s.Why, s.Members[1])
+	}
+}
+
 // scattered returns n of the buckets that there are, anywhere.
 func scattered(r *rand.Rand, n, buckets int) (s partition.Set) {
 	for _, b := range r.Perm(buckets)[:n] {

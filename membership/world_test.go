@@ -68,6 +68,7 @@ type world struct {
 	seq      int
 	nodes    []*simNode
 	f        faults
+	voting   []NodeID // what the nodes that start are told of voters, if not all
 	mut      mutant
 	cut      [2][maxSim][maxSim]bool // per path
 	arrived  [maxSim][maxSim]struct{ last, since time.Duration }
@@ -135,8 +136,8 @@ func newWorld(seed uint64, nodes int, f faults, mut mutant) *world {
 func (w *world) drift() float64 { return 1 + (w.Float64()*2-1)/100 }
 
 func (w *world) voters() (ids []NodeID) {
-	if !w.f.majority {
-		return nil
+	if !w.f.majority || w.voting != nil {
+		return w.voting
 	}
 	for _, n := range w.nodes {
 		ids = append(ids, ID(n.name))

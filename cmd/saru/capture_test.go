@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"os"
@@ -24,6 +25,8 @@ type capture struct {
 	id    membership.NodeID
 	sent  map[beat]time.Time
 	acked map[beat]time.Time
+	keep  int      // how many of what passes, sealed as it is, to keep
+	kept  [][]byte // those
 }
 
 type beat struct{ inc, n uint64 }
@@ -73,6 +76,10 @@ func (n *node) capture() *capture {
 			return err
 		}
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+			return err
+		}
+		// Room for all that comes while this process has no turn.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
 			return err
 		}
 		all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
@@ -128,14 +135,17 @@ func (c *capture) read(raw syscall.RawConn, keys *seal.Keyring) {
 			continue // a test may send what does not open
 		}
 		if m, err := decoder.Decode(plain); err == nil {
-			c.note(m, at)
+			c.note(m, at, sealed)
 		}
 	}
 }
 
-func (c *capture) note(m membership.Message, at time.Time) {
+func (c *capture) note(m membership.Message, at time.Time, sealed []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.kept) < c.keep {
+		c.kept = append(c.kept, bytes.Clone(sealed))
+	}
 	switch m := m.(type) {
 	case *membership.Heartbeat:
 		if b := (beat{m.Inc, m.N}); m.From == c.id {
@@ -180,6 +190,22 @@ func (c *capture) sentAge(t time.Time) time.Duration {
 		}
 	}
 	return age
+}
+
+// record returns some of what passes from now on, sealed as it is.
+func (c *capture) record(n int) [][]byte {
+	c.mu.Lock()
+	c.keep, c.kept = n, nil
+	c.mu.Unlock()
+	for {
+		time.Sleep(pace.lease / 6)
+		c.mu.Lock()
+		kept := c.kept
+		c.mu.Unlock()
+		if len(kept) == n {
+			return kept
+		}
+	}
 }
 
 // forget drops what is older than t: nothing accepted from now on can have

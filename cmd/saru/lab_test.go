@@ -60,6 +60,9 @@ type node struct {
 	cmd  *exec.Cmd
 	log  *os.File
 	done chan error
+
+	paused  bool // by SIGSTOP: it answers nobody
+	stopped bool // so it was in this life: its ticks were late for that
 }
 
 // in runs f on a thread of its own in namespace ns.
@@ -202,7 +205,7 @@ func (n *node) startWith(env []string, by ...string) {
 	n.cmd.Env = append(append(os.Environ(), runMain+"=1"), env...)
 	n.cmd.Stderr, n.cmd.Stdout = n.log, n.log
 	n.must(in(n.ns, n.cmd.Start))
-	n.done = make(chan error, 1)
+	n.done, n.paused, n.stopped = make(chan error, 1), false, false
 	go func(cmd *exec.Cmd, done chan error) { done <- cmd.Wait() }(n.cmd, n.done)
 }
 
@@ -263,7 +266,7 @@ func (l *lab) until(what string, f func(open map[string]int) bool) {
 	for time.Since(start) < 60*time.Second {
 		open = map[string]int{}
 		for _, n := range l.nodes {
-			if n.cmd == nil {
+			if n.cmd == nil || n.paused {
 				continue
 			}
 			if st, err := n.status(); err == nil && (st.State == "ready" || st.State == "degraded") {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"errors"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -19,10 +17,8 @@ func TestQueues(t *testing.T) {
 		t.Skip(err)
 	}
 	l := newLab(t, 3, "")
+	l.edit("[share]", "[share]\nbackend = \"nfqueue\"")
 	for _, n := range l.nodes {
-		b, err := os.ReadFile(n.conf)
-		l.must(err)
-		l.must(os.WriteFile(n.conf, bytes.Replace(b, []byte("[share]"), []byte("[share]\nbackend = \"nfqueue\""), 1), 0o600))
 		n.start()
 	}
 	l.until("three share", l.shared(3))
@@ -36,40 +32,13 @@ func TestQueues(t *testing.T) {
 		t.Errorf("steady state loses %d of %d datagrams, accepted by %v", s.Lost, s.Sent, s.By)
 	}
 
-	mark = time.Now()
-	d3.signal(syscall.SIGSTOP)
-	time.Sleep(1500 * time.Millisecond)
-	l.report("SIGSTOP", mark)
-	if by := l.seen.Between(mark.Add(time.Second), time.Now()).By; by["d3"] > 0 || by["d1"] == 0 || by["d2"] == 0 {
-		t.Errorf("a second after d3 was stopped datagrams are accepted by %v", by)
-	}
-	mark = time.Now()
-	d3.signal(syscall.SIGCONT)
-	l.until("back after SIGCONT", l.shared(3))
-	l.report("SIGCONT", mark)
-
-	mark = time.Now()
-	d2.signal(syscall.SIGKILL)
-	d2.wait()
-	l.until("taken over after kill -9", l.shared(2))
-	l.report("kill -9", mark)
-	mark = time.Now()
-	d2.start()
-	l.until("back after a restart", l.shared(3))
-	l.report("restart", mark)
-
+	l.survives("SIGSTOP", func() { d3.signal(syscall.SIGSTOP) }, "SIGCONT", func() { d3.signal(syscall.SIGCONT) })
+	l.survives("SIGKILL", d2.kill, "restart", d2.start)
 	st, err := d1.status()
 	if f := st.Filter; err != nil || f.Backend != "nfqueue" || f.Accepted == 0 || f.Dropped == 0 || !f.Intact {
 		t.Errorf("status: %+v, %v", f, err)
 	}
-	mark = time.Now()
-	d1.signal(syscall.SIGTERM)
-	if code := d1.wait(); code != 0 {
-		t.Errorf("exit status %d after SIGTERM", code)
-	}
-	l.until("given away by SIGTERM", l.shared(2))
-	l.report("SIGTERM of the master", mark)
-	l.clean(d1)
+	l.moves("SIGTERM of the master", func() { l.leave(d1) }, "start", d1.start)
 	stop()
 	l.neverTwice()
 }

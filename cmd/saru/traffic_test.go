@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"saru/membership"
 	"saru/test/datagrams"
 )
 
@@ -88,8 +89,36 @@ func clock(t time.Time) string { return t.Format("05.000000") }
 func (l *lab) report(what string, since time.Time) datagrams.Summary {
 	l.Helper()
 	s := l.seen.Between(since, time.Now().Add(-50*time.Millisecond))
-	l.Logf("%-28s %d of %d datagrams lost, longest gap of a port %v, accepted %v", what+":", s.Lost, s.Sent, s.Gap.Round(time.Millisecond), s.By)
+	l.Logf("%-28s %d of %d datagrams lost, longest gap %v, of a port %v, accepted %v",
+		what+":", s.Lost, s.Sent, s.Outage.Round(time.Millisecond), s.Gap.Round(time.Millisecond), s.By)
 	return s
+}
+
+// An accident may leave flows without an acceptor for what a watcher waits
+// and a few heartbeats; a planned move, for two transactions, two heartbeats
+// and the settling between them.
+func (l *lab) soon(what string, since time.Time) {
+	l.within(what, since, membership.Watch(pace.lease)+pace.lease)
+}
+func (l *lab) seamless(what string, since time.Time) { l.within(what, since, pace.lease/3) }
+
+// within asserts that no flow was without an acceptor for longer than may, and
+// by how much the directors' own ticks were late on this machine.
+func (l *lab) within(what string, since time.Time, may time.Duration) {
+	l.Helper()
+	late := time.Duration(0)
+	for _, n := range l.nodes {
+		if n.cmd == nil || n.stopped {
+			continue
+		}
+		if st, err := n.status(); err == nil {
+			late = max(late, time.Duration(st.Engine.WorstTickMS*float64(time.Millisecond)))
+		}
+	}
+	s := l.report(what, since)
+	if gap := max(s.Gap, s.Outage); gap > may+late && !emulated {
+		l.Errorf("%s: flows had no acceptor for %v; the bound is %v, and ticks were late by up to %v", what, gap, may, late)
+	}
 }
 
 // goUntilEnd runs f beside the test; its end calls stop and waits for f.
@@ -100,4 +129,9 @@ func (l *lab) goUntilEnd(stop, f func()) {
 }
 
 // signal tells the daemon something.
-func (n *node) signal(s syscall.Signal) { n.must(n.cmd.Process.Signal(s)) }
+func (n *node) signal(s syscall.Signal) {
+	n.Helper()
+	n.paused = s == syscall.SIGSTOP
+	n.stopped = n.stopped || n.paused
+	n.must(n.cmd.Process.Signal(s))
+}

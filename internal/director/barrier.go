@@ -2,6 +2,7 @@ package director
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -17,6 +18,10 @@ const (
 	barriersWaiting = 64
 	// barriersAtOnce bounds the questions that syncd has at a time.
 	barriersAtOnce = 8
+	// refusedFor is for how long a syncd that says it cannot reach a barrier is
+	// asked again: the other's may have just started, or has no syncd at all.
+	refusedFor   = 2 * time.Second
+	refusedAgain = 200 * time.Millisecond
 )
 
 // A barrier is what the protocol wants to know before a bucket moves: that
@@ -27,18 +32,20 @@ type barrier struct {
 	back  bool   // of membership.Action.Back
 }
 
-// barriers asks the own syncd, and tells the engine when a barrier is reached.
-// Without a syncd there is nothing to wait for. It is a task.
+// barriers asks the own syncd, and tells when a barrier is reached. Without a
+// syncd there is nothing to wait for. It is a task.
 type barriers struct {
 	log      *slog.Logger
-	engine   *Engine
+	reached  func(ctx context.Context, token uint64)
 	client   *control.Client
 	requests chan barrier
 	up       chan struct{}
 }
 
-func newBarriers(log *slog.Logger, e *Engine, socket string) *barriers {
-	return &barriers{log: log, engine: e, client: control.NewClient(socket), requests: make(chan barrier, barriersWaiting), up: make(chan struct{})}
+func newBarriers(log *slog.Logger, socket string, reached func(ctx context.Context, token uint64)) *barriers {
+	return &barriers{
+		log: log, reached: reached, client: control.NewClient(socket), requests: make(chan barrier, barriersWaiting), up: make(chan struct{}),
+	}
 }
 
 // Ready is closed when requests are served.
@@ -73,14 +80,29 @@ func (b *barriers) wait(ctx context.Context, r barrier) {
 	limited, cancel := context.WithTimeout(ctx, membership.DefaultBarrierWait)
 	defer cancel()
 	start := time.Now()
-	err := b.client.Post(limited, "/barrier", map[string]any{"peer": r.peer, "back": r.back}, nil)
-	if limited.Err() != nil {
-		return // the protocol has stopped waiting by itself, and counts it
+	for {
+		err := b.client.Post(limited, "/barrier", map[string]any{"peer": r.peer, "back": r.back}, nil)
+		switch {
+		case limited.Err() != nil:
+			return // the protocol has stopped waiting by itself, and counts it
+		case err == nil:
+			b.log.Debug("barrier", "peer", r.peer, "back", r.back, "took", time.Since(start))
+		case !errors.Is(err, control.ErrNotRunning) && time.Since(start) < refusedFor:
+			pause(limited, refusedAgain)
+			continue
+		default:
+			b.log.Info("no barrier: connections may come late", "peer", r.peer, "back", r.back, "err", err)
+		}
+		b.reached(ctx, r.token)
+		return
 	}
-	if err != nil {
-		b.log.Debug("no barrier, connections may come late", "peer", r.peer, "back", r.back, "err", err)
-	} else {
-		b.log.Debug("barrier", "peer", r.peer, "back", r.back, "took", time.Since(start))
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
-	b.engine.post(ctx, func(now time.Duration) { b.engine.core.BarrierDone(now, r.token) })
 }

@@ -217,7 +217,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		d.engine.applier = d.applier
 	}
 	if s.IPVS && len(s.VIPs) > 0 {
-		d.barriers = newBarriers(d.log, d.engine, s.Syncd)
+		d.barriers = newBarriers(d.log, s.Syncd, func(ctx context.Context, token uint64) {
+			d.engine.post(ctx, func(now time.Duration) { d.engine.core.BarrierDone(now, token) })
+		})
 		d.engine.barriers = d.barriers
 	}
 	d.gate = newGate(d.engine, s.Syncd, s.Delay)

@@ -75,8 +75,13 @@ func (l *Ledger) Twice() []Again {
 type Summary struct {
 	Sent, Lost int
 	Gap        time.Duration  // the longest in which none of one flow was accepted, from the first lost to the last
+	Outage     time.Duration  // the longest in which some were lost all the time, of whatever flows
 	By         map[string]int // accepted first, by director
 }
+
+// scattered is how far apart datagrams are lost that are no outage: of one flow
+// of many too few are sent to tell.
+const scattered = 50 * time.Millisecond
 
 // Between sums up the datagrams sent between two times.
 func (l *Ledger) Between(from, to time.Time) Summary {
@@ -85,6 +90,7 @@ func (l *Ledger) Between(from, to time.Time) Summary {
 	defer l.mu.Unlock()
 	s := Summary{By: map[string]int{}}
 	down := make([]time.Time, l.Flows)
+	var out, lost time.Time // of the present outage: the first and the last
 	for n, at := range l.sent {
 		if at.Before(from) || at.After(to) {
 			continue
@@ -101,6 +107,11 @@ func (l *Ledger) Between(from, to time.Time) Summary {
 			*since = at
 		}
 		s.Gap = max(s.Gap, at.Sub(*since))
+		if at.Sub(lost) > scattered {
+			out = at
+		}
+		lost = at
+		s.Outage = max(s.Outage, lost.Sub(out))
 	}
 	return s
 }

@@ -27,7 +27,7 @@ func TestLedger(t *testing.T) {
 	}
 	l.accept(4711, Acceptance{"d1", at(0)}) // of nobody's
 	s := l.Between(at(0), at(200))
-	if s.Sent != 12 || s.Lost != 3 || s.Gap != 40*time.Millisecond || s.By["d1"] != 1 || s.By["d2"] != 8 {
+	if s.Sent != 12 || s.Lost != 3 || s.Gap != 40*time.Millisecond || s.Outage != 40*time.Millisecond || s.By["d1"] != 1 || s.By["d2"] != 8 {
 		t.Errorf("%+v", s)
 	}
 	if got := l.Takeover("d1", at(15)); !got.Equal(at(81)) {
@@ -45,6 +45,22 @@ func TestLedger(t *testing.T) {
 	}
 	if arrived := l.ArrivedAt("d1", at(10)); len(arrived) != 1 || !arrived[0].Equal(at(33)) {
 		t.Errorf("at d1: %v", arrived)
+	}
+}
+
+// Two flows are down one after the other, each too short to have a gap of its
+// own; a third loses one datagram some time later.
+func TestOutage(t *testing.T) {
+	l := &Ledger{Flows: 10}
+	for n := range 100 {
+		l.send()
+		l.sent[n] = at(5 * n)
+		if n != 10 && n != 14 && n != 19 && n != 45 {
+			l.accept(uint32(n), Acceptance{"d1", at(5*n + 1)})
+		}
+	}
+	if s := l.Between(at(0), at(1000)); s.Lost != 4 || s.Gap != 0 || s.Outage != 45*time.Millisecond {
+		t.Errorf("%+v", s)
 	}
 }
 
