@@ -1,8 +1,12 @@
 package main
 
 import (
+	"net/netip"
 	"syscall"
 	"testing"
+
+	"saru/internal/control"
+	"saru/internal/ownership"
 )
 
 // Two shares of one configuration, on one LAN: each is divided among both
@@ -53,6 +57,11 @@ func TestTwoShares(t *testing.T) {
 		t.Errorf("answered by %v, explained as %+v", by, e)
 	}
 	d1, d2 := l.nodes[0], l.nodes[1]
+	var told ownership.Told
+	l.must(control.NewClient(l.dir+"/"+d1.name+".sock").Get(t.Context(), "/ownership", &told))
+	if len(told.Others) != 1 || !told.Others[0].Plan.IsVIP(netip.MustParseAddr("10.9.0.107")) {
+		t.Errorf("syncd is told of %d shares beside the first: %+v", len(told.Others), told)
+	}
 	if out, err := d1.saru("drain"); err != nil {
 		t.Errorf("drain: %v: %s", err, out)
 	}

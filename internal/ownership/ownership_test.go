@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -95,6 +96,49 @@ func TestFeed(t *testing.T) {
 	want("saru is back for a while", k, Here)
 }
 
+// Of several shares each knows its own connections, and no other's; one that is
+// not told of any more knows nothing, and begins anew when it is.
+func TestSeveralShares(t *testing.T) {
+	second := plan
+	second.VIPs, second.Services = partition.Hosts(other.Addr()), nil
+	// A client of the second share in the first one's inside network.
+	first := plan
+	first.Inside = &partition.Inside{
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
+		Replies:  []partition.Reply{{Proto: partition.TCP, Port: 80, Division: first.Default}},
+	}
+	a, b := conn("10.1.2.3:4567", vip, false), conn("10.1.2.3:4567", other, false)
+	var f Feed
+	now := time.Unix(1_000_000, 0)
+	tell := func(span time.Duration, others ...Told) {
+		t.Helper()
+		told := NewTold(first, partition.FullSet(256))
+		told.Others = others
+		for end := now.Add(span); now.Before(end); now = now.Add(250 * time.Millisecond) {
+			if err := f.Update(now, overJSON(t, told)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(what string, ofA, ofB Whose, shares int) {
+		t.Helper()
+		gotA, _ := f.Of(now, a)
+		gotB, _ := f.Of(now, b)
+		if gotA != ofA || gotB != ofB || f.Shares(now) != shares {
+			t.Errorf("%s: %v and %v of %d shares, want %v and %v of %d", what, gotA, gotB, f.Shares(now), ofA, ofB, shares)
+		}
+	}
+	none := *NewTold(second, partition.Set{})
+	tell(2*Settle, none)
+	want("both are told of", Here, Elsewhere, 2)
+	tell(time.Second)
+	want("the second does not answer", Here, Unknown, 1)
+	tell(Settle/2, none)
+	want("the second is back", Here, Unknown, 2)
+	tell(Settle, none)
+	want("the second is back for a while", Here, Elsewhere, 2)
+}
+
 // A template and its client's connections have one owner.
 func TestTemplateHasItsConnectionsOwner(t *testing.T) {
 	https := netip.AddrPortFrom(vip.Addr(), 443)
@@ -120,11 +164,13 @@ func TestTemplateHasItsConnectionsOwner(t *testing.T) {
 
 func TestBadTellings(t *testing.T) {
 	for name, told := range map[string]*Told{
-		"no plan": {}, "short bitmap": {plan, "00"}, "no hex": {plan, "zz"},
-		"bad plan": {partition.Plan{Buckets: 256}, NewTold(plan, partition.Set{}).Serves},
+		"no plan": {}, "short bitmap": {Plan: plan, Serves: "00"}, "no hex": {Plan: plan, Serves: "zz"},
+		"bad plan":        {Plan: partition.Plan{Buckets: 256}, Serves: NewTold(plan, partition.Set{}).Serves},
+		"bad other share": {Plan: plan, Serves: NewTold(plan, partition.Set{}).Serves, Others: []Told{{}}},
+		"many shares":     {Plan: plan, Serves: NewTold(plan, partition.Set{}).Serves, Others: slices.Repeat([]Told{*NewTold(plan, partition.Set{})}, maxShares)},
 	} {
 		var f Feed
-		if f.Update(time.Unix(1, 0), told) == nil || f.Knows(time.Unix(1, 0)) {
+		if f.Update(time.Unix(1, 0), told) == nil || f.Shares(time.Unix(1, 0)) > 0 {
 			t.Errorf("%s was taken", name)
 		}
 	}

@@ -22,10 +22,10 @@ import (
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(envDirector); path != "" {
-		os.Exit(director(path))
+		os.Exit(child(path, runDirector))
 	}
 	if path := os.Getenv(envProcess); path != "" {
-		os.Exit(process(path))
+		os.Exit(child(path, runProcess))
 	}
 	goleak.VerifyTestMain(m)
 }

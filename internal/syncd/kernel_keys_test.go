@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"saru/internal/testnet"
 )
 
 // The procedure of docs/operating.md on two directors with real kernels: in
@@ -18,7 +20,7 @@ func TestKeysRotateOnRealDirectors(t *testing.T) {
 	l.via(0)
 	for i := range 2 {
 		l.start(i)
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+		l.synced(i)
 	}
 	var conns []net.Conn
 	everyone := func(i int) bool {
@@ -33,13 +35,13 @@ func TestKeysRotateOnRealDirectors(t *testing.T) {
 			l.stop(i)
 			must(t, os.WriteFile(filepath.Join(l.dir, "key"), []byte(text+"\n"), 0o600))
 			l.start(i)
-			await(t, fmt.Sprintf("d%d synced in round %d", i+1, round+1), func() bool {
+			testnet.Await(t, fmt.Sprintf("d%d synced in round %d", i+1, round+1), func() bool {
 				st := l.status(i)
 				return st.Synced && len(st.Peers) == 1 && st.Peers[0].State == "up"
 			})
 			conns = append(conns, l.dial())
 			echo(t, conns[len(conns)-1], "new")
-			await(t, fmt.Sprintf("d%d's kernel has all in round %d", i+1, round+1), func() bool { return everyone(i) })
+			testnet.Await(t, fmt.Sprintf("d%d's kernel has all in round %d", i+1, round+1), func() bool { return everyone(i) })
 		}
 	}
 	for i := range 2 {

@@ -10,17 +10,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
-	"saru/internal/config"
-	"saru/internal/control"
+	"saru/internal/testnet"
 	"saru/ipvs"
 )
 
@@ -29,29 +25,21 @@ import (
 
 const envDirector = "SYNCD_TEST_DIRECTOR"
 
-// director is the daemon with the configuration at path.
-func director(path string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
+// runDirector is the whole daemon.
+func runDirector(ctx context.Context, path string) error {
 	s, err := Load(path)
-	if err == nil {
-		err = Run(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), s, Options{})
-	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		return err
 	}
-	return config.ExitStatus(err)
+	return Run(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), s, Options{})
 }
 
 const testVIP = "10.97.1.100"
 
 // A realLAN is two directors, a client and a real server, forwarding gate.
 type realLAN struct {
-	*lan
-	dir    string
+	*daemons
 	before [2]string // the directors' sysctls
-	procs  [2]*exec.Cmd
-	more   string // of the configuration, appended
 }
 
 const (
@@ -70,8 +58,7 @@ func newRealLAN(t *testing.T) *realLAN {
 	if _, err := exec.LookPath("ipvsadm"); err != nil {
 		t.Skip("needs ipvsadm")
 	}
-	l := &realLAN{lan: newLAN(t, 4), dir: t.TempDir()}
-	must(t, os.WriteFile(filepath.Join(l.dir, "key"), []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
+	l := &realLAN{daemons: newDaemons(t, 4, envDirector)}
 	for _, i := range []int{0, 1, nodeServer} {
 		l.run(i, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
 		l.run(i, "ip", "addr", "add", testVIP+"/32", "dev", "lo")
@@ -89,7 +76,7 @@ func newRealLAN(t *testing.T) *realLAN {
 func (l *realLAN) run(i int, args ...string) string {
 	l.t.Helper()
 	var out []byte
-	err := within(l.nodes[i], func() (err error) {
+	err := testnet.Within(l.Nodes[i], func() (err error) {
 		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
 		return err
 	})
@@ -97,38 +84,6 @@ func (l *realLAN) run(i int, args ...string) string {
 		l.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-func (l *realLAN) socket(i int) string { return filepath.Join(l.dir, fmt.Sprintf("d%d.sock", i+1)) }
-
-func (l *realLAN) start(i int) {
-	l.t.Helper()
-	path := filepath.Join(l.dir, fmt.Sprintf("d%d.toml", i+1))
-	must(l.t, os.WriteFile(path, fmt.Appendf(nil, "[sync]\nnode = \"d%d\"\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\n%s",
-		i+1, filepath.Join(l.dir, "key"), l.socket(i), l.more), 0o600))
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envDirector+"="+path)
-	cmd.Stderr = os.Stderr
-	must(l.t, within(l.nodes[i], cmd.Start))
-	l.procs[i] = cmd
-	l.t.Cleanup(func() { l.stop(i) })
-}
-
-func (l *realLAN) stop(i int) {
-	if cmd := l.procs[i]; cmd != nil {
-		l.procs[i] = nil
-		cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			l.t.Errorf("d%d: %v", i+1, err)
-		}
-	}
-}
-
-func (l *realLAN) status(i int) (st Status) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	control.NewClient(l.socket(i)).Get(ctx, "/status", &st) // not there yet: not synced
-	return st
 }
 
 // via makes the client send to director i.
@@ -139,7 +94,7 @@ func (l *realLAN) via(i int) {
 // serve echoes lines.
 func (l *realLAN) serve() {
 	var ln net.Listener
-	must(l.t, within(l.nodes[nodeServer], func() (err error) { ln, err = net.Listen("tcp4", testVIP+":80"); return err }))
+	must(l.t, testnet.Within(l.Nodes[nodeServer], func() (err error) { ln, err = net.Listen("tcp4", testVIP+":80"); return err }))
 	l.t.Cleanup(func() { ln.Close() })
 	go func() {
 		for {
@@ -155,7 +110,7 @@ func (l *realLAN) serve() {
 func (l *realLAN) dial() net.Conn {
 	l.t.Helper()
 	var c net.Conn
-	must(l.t, within(l.nodes[nodeClient], func() (err error) { c, err = net.DialTimeout("tcp4", testVIP+":80", 30*time.Second); return err }))
+	must(l.t, testnet.Within(l.Nodes[nodeClient], func() (err error) { c, err = net.DialTimeout("tcp4", testVIP+":80", 30*time.Second); return err }))
 	l.t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -175,7 +130,7 @@ func TestConnectionsOutliveTheirDirector(t *testing.T) {
 	l.via(0)
 	for i := range 2 {
 		l.start(i)
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+		l.synced(i)
 	}
 	const many = 20
 	var conns []net.Conn
@@ -183,7 +138,7 @@ func TestConnectionsOutliveTheirDirector(t *testing.T) {
 		conns = append(conns, l.dial())
 		echo(t, conns[len(conns)-1], "by d1")
 	}
-	await(t, "d2's kernel has them", func() bool {
+	testnet.Await(t, "d2's kernel has them", func() bool {
 		return strings.Count(l.run(1, "ipvsadm", "-Lnc"), "ESTABLISHED") == many
 	})
 	l.via(1)
@@ -193,7 +148,7 @@ func TestConnectionsOutliveTheirDirector(t *testing.T) {
 	for _, c := range conns[:many/2] {
 		c.Close()
 	}
-	await(t, "d1's kernel saw half of them close", func() bool {
+	testnet.Await(t, "d1's kernel saw half of them close", func() bool {
 		return strings.Count(l.run(0, "ipvsadm", "-Lnc"), "FIN_WAIT") == many/2
 	})
 
@@ -203,7 +158,7 @@ func TestConnectionsOutliveTheirDirector(t *testing.T) {
 	l.run(0, "ipvsadm", "-A", "-t", testVIP+":80", "-s", "rr")
 	l.run(0, "ipvsadm", "-a", "-t", testVIP+":80", "-r", "10.97.0.4:80", "-g")
 	l.start(0)
-	await(t, "d1 synced again", func() bool { return l.status(0).Synced })
+	testnet.Await(t, "d1 synced again", func() bool { return l.status(0).Synced })
 	l.via(0)
 	for _, c := range conns[many/2:] {
 		echo(t, c, "by d1 again")
@@ -228,7 +183,7 @@ func (l *realLAN) asBefore(i int) {
 	if daemons := l.run(i, "ipvsadm", "-L", "--daemon"); strings.TrimSpace(daemons) != "" {
 		t.Errorf("d%d: sync threads are left: %s", i+1, daemons)
 	}
-	if _, err := handle(t, l.nodes[i]).LinkByName("syncd0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+	if _, err := testnet.Handle(t, l.Nodes[i]).LinkByName("syncd0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
 		t.Errorf("d%d: the tap is left: %v", i+1, err)
 	}
 	for _, f := range []string{l.socket(i), strings.TrimSuffix(l.socket(i), ".sock") + ".tap.json"} {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/internal/testnet"
 	"saru/ipvs/usersync"
 )
 
@@ -31,7 +32,7 @@ func TestEventToPeersKernel(t *testing.T) {
 func measureEvents(t *testing.T, n int, every time.Duration, others int) {
 	l := newLAN(t, 2)
 	a, p := l.start(0), l.start(1)
-	await(t, "synced", func() bool { return a.Synced() && p.Synced() })
+	testnet.Await(t, "synced", func() bool { return a.Synced() && p.Synced() })
 	at := map[conntable.Key]time.Time{}
 	p.kernel.mu.Lock()
 	p.kernel.onInject = func(c *conntable.Connection) { at[c.Key] = time.Now() }
@@ -49,7 +50,7 @@ func measureEvents(t *testing.T, n int, every time.Duration, others int) {
 		sent[i] = time.Now()
 		a.hear(usersync.KindNew, tcp(i, synRecv, time.Minute))
 	}
-	await(t, "all told", func() bool { return p.kernel.injections() >= next })
+	testnet.Await(t, "all told", func() bool { return p.kernel.injections() >= next })
 	used = processorTime(t) - used
 
 	p.kernel.mu.Lock()

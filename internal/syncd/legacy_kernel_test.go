@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"saru/internal/control"
+	"saru/internal/testnet"
 )
 
 // The tests of this file need a kernel with IPVS; the second one keepalived,
@@ -25,10 +26,15 @@ import (
 
 const legacySection = "[legacy]\ninterface = \"eth0\"\nsyncid = 7\n"
 
-// syncThreads starts the kernel's own on node i.
-func (l *realLAN) syncThreads(i int) {
+// syncThreads starts the kernel's own on node i, for a group or, if that is
+// "", the kernel's.
+func (l *realLAN) syncThreads(i int, group string) {
 	for _, role := range []string{"master", "backup"} {
-		l.run(i, "ipvsadm", "--start-daemon", role, "--mcast-interface", "eth0", "--syncid", "7")
+		args := []string{"ipvsadm", "--start-daemon", role, "--mcast-interface", "eth0", "--syncid", "7"}
+		if group != "" {
+			args = append(args, "--mcast-group", group)
+		}
+		l.run(i, args...)
 	}
 }
 
@@ -51,12 +57,12 @@ func tcpLines(text string) []string {
 func (l *realLAN) sameTables() {
 	l.t.Helper()
 	var d1, d2 []string
-	await(l.t, "the kernels' tables are equal", func() bool {
+	testnet.Await(l.t, "the kernels' tables are equal", func() bool {
 		d1, d2 = l.table(0), l.table(1)
 		return slices.Equal(d1, d2)
 	})
 	l.t.Logf("equal tables of %d connections", len(d1))
-	await(l.t, "syncd conns lists what ipvsadm lists", func() bool { return slices.Equal(l.conns(1), l.table(1)) })
+	testnet.Await(l.t, "syncd conns lists what ipvsadm lists", func() bool { return slices.Equal(l.conns(1), l.table(1)) })
 }
 
 // conns is director i's mirror as syncd conns prints it, in table's form.
@@ -109,34 +115,41 @@ func (l *realLAN) echoAll(conns []net.Conn, what string) {
 // A pair of directors with the kernel's own sync is replaced one at a time,
 // with flows alive.
 func TestLegacyDirectorIsReplaced(t *testing.T) {
-	for _, version := range []string{"1", "0"} {
-		t.Run("version "+version, func(t *testing.T) {
+	for _, c := range []struct{ name, version, group string }{
+		{"version 1", "1", ""},
+		{"version 0", "0", ""},
+		{"IPv6", "1", "ff02::81"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			l := newRealLAN(t)
-			l.more = legacySection + "version = " + version + "\n"
+			l.more = legacySection + "version = " + c.version + "\n"
+			if c.group != "" {
+				l.more += "group = \"[" + c.group + "]:8848\"\n"
+			}
 			l.serve()
-			l.run(0, "sysctl", "-qw", "net.ipv4.vs.sync_version="+version)
+			l.run(0, "sysctl", "-qw", "net.ipv4.vs.sync_version="+c.version)
 			l.before[0] = l.run(0, "sysctl", "net.ipv4.vs")
-			l.syncThreads(0)
+			l.syncThreads(0, c.group)
 			l.via(0)
 			l.start(1)
-			await(t, "d2 synced", func() bool { return l.status(1).Synced })
+			l.synced(1)
 
 			// What the old director serves, the new one knows.
 			const many = 10
 			conns := l.dialMany(many, "by the old d1")
-			await(t, "d2's kernel has them", func() bool { return l.established(1) == many })
+			testnet.Await(t, "d2's kernel has them", func() bool { return l.established(1) == many })
 			l.sameTables()
 			l.via(1)
 			l.echoAll(conns, "by d2")
 
 			// And the other way: new ones, and what ends.
 			conns = append(conns, l.dialMany(many, "by d2")...)
-			await(t, "d1's kernel has the new ones", func() bool { return l.established(0) == 2*many })
+			testnet.Await(t, "d1's kernel has the new ones", func() bool { return l.established(0) == 2*many })
 			for _, c := range conns[:many/2] {
 				c.Close()
 			}
 			conns = conns[many/2:]
-			await(t, "d1's kernel saw some close", func() bool {
+			testnet.Await(t, "d1's kernel saw some close", func() bool {
 				return strings.Count(l.run(0, "ipvsadm", "-Lnc"), "FIN_WAIT") == many/2
 			})
 			l.sameTables()
@@ -149,11 +162,11 @@ func TestLegacyDirectorIsReplaced(t *testing.T) {
 				l.run(0, "ipvsadm", "--stop-daemon", role)
 			}
 			l.start(0)
-			await(t, "d1 synced", func() bool { return l.status(0).Synced })
+			l.synced(0)
 			l.via(0)
 			l.echoAll(conns, "by the new d1")
 			conns = append(conns, l.dialMany(many, "by the new d1")...)
-			await(t, "d2's kernel has what the new d1 serves", func() bool { return l.established(1) == len(conns) })
+			testnet.Await(t, "d2's kernel has what the new d1 serves", func() bool { return l.established(1) == len(conns) })
 			l.via(1)
 			l.echoAll(conns, "by d2 in the end")
 
@@ -219,7 +232,7 @@ func (l *realLAN) keepalived(i int, conf string) (stop func()) {
 	log, err := os.Create(filepath.Join(l.dir, fmt.Sprintf("keepalived%d.log", i)))
 	must(l.t, err)
 	cmd.Stdout, cmd.Stderr = log, log
-	must(l.t, within(l.nodes[i], cmd.Start))
+	must(l.t, testnet.Within(l.Nodes[i], cmd.Start))
 	done := false
 	stop = func() {
 		if done {
@@ -248,28 +261,28 @@ func TestKeepalivedIsReplaced(t *testing.T) {
 	l.run(0, "ipvsadm", "-C")
 	l.via(0)
 	l.start(1)
-	await(t, "d2 synced", func() bool { return l.status(1).Synced })
+	l.synced(1)
 	stop := l.keepalived(0, keepalivedD1)
 	daemon := func(role string) func() bool {
 		return func() bool { return strings.Contains(l.run(0, "ipvsadm", "-L", "--daemon"), role+" sync daemon") }
 	}
-	await(t, "keepalived's master thread", daemon("master"))
-	await(t, "keepalived's service", func() bool { return strings.Contains(l.run(0, "ipvsadm", "-Ln"), "10.97.0.4:80") })
+	testnet.Await(t, "keepalived's master thread", daemon("master"))
+	testnet.Await(t, "keepalived's service", func() bool { return strings.Contains(l.run(0, "ipvsadm", "-Ln"), "10.97.0.4:80") })
 	const many = 10
 	conns := l.dialMany(many, "by keepalived's d1")
-	await(t, "d2's kernel has them", func() bool { return l.established(1) == many })
+	testnet.Await(t, "d2's kernel has them", func() bool { return l.established(1) == many })
 
 	// The address moves away, and with it the clients, to d2.
 	stopRival := l.keepalived(nodeClient, keepalivedRival)
-	await(t, "keepalived's backup thread", daemon("backup"))
+	testnet.Await(t, "keepalived's backup thread", daemon("backup"))
 	l.via(1)
 	l.echoAll(conns, "by d2")
 	conns = append(conns, l.dialMany(many, "by d2")...)
-	await(t, "keepalived's kernel has the new ones", func() bool { return l.established(0) == 2*many })
+	testnet.Await(t, "keepalived's kernel has the new ones", func() bool { return l.established(0) == 2*many })
 	l.sameTables()
 	// And back.
 	stopRival()
-	await(t, "keepalived's master thread again", daemon("master"))
+	testnet.Await(t, "keepalived's master thread again", daemon("master"))
 	l.via(0)
 	l.echoAll(conns, "by keepalived's d1 again")
 
@@ -279,7 +292,7 @@ func TestKeepalivedIsReplaced(t *testing.T) {
 	l.run(0, "ipvsadm", "-A", "-t", testVIP+":80", "-s", "rr")
 	l.run(0, "ipvsadm", "-a", "-t", testVIP+":80", "-r", "10.97.0.4:80", "-g")
 	l.start(0)
-	await(t, "d1 synced", func() bool { return l.status(0).Synced })
+	l.synced(0)
 	l.via(0)
 	l.echoAll(conns, "by d1 with syncd")
 	for i := range 2 {

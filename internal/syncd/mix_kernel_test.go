@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"saru/internal/testnet"
 )
 
 // The mix: all kinds of connections that a stock kernel makes, through ten
@@ -60,7 +62,8 @@ func newMixLAN(t *testing.T, seed uint64) *mixLAN {
 	}
 	l.listen("tcp4", testVIP, "80", "81", "82")
 	l.listen("tcp6", testVIP6, "80")
-	l.listen("udp4", testVIP, "53", "5060")
+	l.listen("udp4", testVIP, "53", "500", "5060")
+	l.echo("ip4:esp", testVIP)
 	l.listen("tcp4", natHost, "21", "2020")
 	return l
 }
@@ -77,12 +80,14 @@ func (l *mixLAN) services(i int) {
 	add("-A", "-t", testVIP+":81", "-s", "rr", "-p", "300")
 	add("-A", "-f", "7", "-s", "rr", "-p", "300")
 	add("-A", "-u", testVIP+":53", "-s", "rr")
+	add("-A", "-u", testVIP+":500", "-s", "rr")
 	add("-A", "-t", "["+testVIP6+"]:80", "-s", "rr")
 	add("-a", "-t", "["+testVIP6+"]:80", "-r", "[fd97::4]:80", "-g")
 	for _, server := range []string{"10.97.0.4", "10.97.0.5"} {
 		add("-a", "-t", testVIP+":81", "-r", server+":81", "-g")
 		add("-a", "-f", "7", "-r", server, "-g")
 		add("-a", "-u", testVIP+":53", "-r", server+":53", "-g")
+		add("-a", "-u", testVIP+":500", "-r", server+":500", "-g")
 	}
 	if !l.lacks["ip_vs_pe_sip"] {
 		add("-A", "-u", testVIP+":5060", "-s", "rr", "-p", "300", "--pe", "sip")
@@ -100,23 +105,11 @@ func (l *mixLAN) listen(network, addr string, ports ...string) {
 	for _, port := range ports {
 		at := net.JoinHostPort(addr, port)
 		if strings.HasPrefix(network, "udp") {
-			var pc net.PacketConn
-			must(l.t, within(l.nodes[nodeServer], func() (err error) { pc, err = net.ListenPacket(network, at); return err }))
-			l.t.Cleanup(func() { pc.Close() })
-			go func() {
-				buf := make([]byte, 2048)
-				for {
-					n, from, err := pc.ReadFrom(buf)
-					if err != nil {
-						return
-					}
-					pc.WriteTo(buf[:n], from)
-				}
-			}()
+			l.echo(network, at)
 			continue
 		}
 		var ln net.Listener
-		must(l.t, within(l.nodes[nodeServer], func() (err error) { ln, err = quiet.Listen(l.t.Context(), network, at); return err }))
+		must(l.t, testnet.Within(l.Nodes[nodeServer], func() (err error) { ln, err = quiet.Listen(l.t.Context(), network, at); return err }))
 		l.t.Cleanup(func() { ln.Close() })
 		go func() {
 			for {
@@ -128,6 +121,23 @@ func (l *mixLAN) listen(network, addr string, ports ...string) {
 			}
 		}()
 	}
+}
+
+// echo sends back packets on the server.
+func (l *mixLAN) echo(network, at string) {
+	var pc net.PacketConn
+	must(l.t, testnet.Within(l.Nodes[nodeServer], func() (err error) { pc, err = net.ListenPacket(network, at); return err }))
+	l.t.Cleanup(func() { pc.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			pc.WriteTo(buf[:n], from)
+		}
+	}()
 }
 
 // quiet listens without keepalives, which would be packets that nobody sent.
@@ -162,12 +172,21 @@ func (l *mixLAN) via(i int) {
 
 func (l *mixLAN) open(kind, network, from, to string) *mixFlow {
 	l.t.Helper()
-	f := &mixFlow{kind: kind, say: func(i int) string { return fmt.Sprintf("%s %d\n", kind, i) }}
 	d := net.Dialer{Timeout: 20 * time.Second, KeepAlive: -1}
 	if from != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
-	if err := within(l.nodes[nodeClient], func() (err error) { f.conn, err = d.Dial(network, to); return err }); err != nil {
+	return l.flow(kind, d, network, to, nil)
+}
+
+// flow opens one, and says the first line; nil is one of its kind.
+func (l *mixLAN) flow(kind string, d net.Dialer, network, to string, say func(i int) string) *mixFlow {
+	l.t.Helper()
+	f := &mixFlow{kind: kind, say: say}
+	if say == nil {
+		f.say = func(i int) string { return fmt.Sprintf("%s %d\n", kind, i) }
+	}
+	if err := testnet.Within(l.Nodes[nodeClient], func() (err error) { f.conn, err = d.Dial(network, to); return err }); err != nil {
 		l.t.Fatalf("%s to %s: %v", kind, to, err)
 	}
 	l.t.Cleanup(func() { f.conn.Close() })
@@ -185,9 +204,16 @@ func (f *mixFlow) speak(t *testing.T, i int) {
 		t.Errorf("%s, %v: %v", f.kind, f.conn.LocalAddr(), err)
 		return
 	}
-	got := make([]byte, len(line))
-	if _, err := io.ReadFull(f.conn, got); err != nil || string(got) != line {
-		t.Errorf("%s, %v: said %q, heard %q, %v", f.kind, f.conn.LocalAddr(), line, got, err)
+	const head = 60 // that an IP packet may have, and that ReadFrom takes off
+	got := make([]byte, len(line)+head)
+	n, err := 0, error(nil)
+	if c, ok := f.conn.(*net.IPConn); ok {
+		n, _, err = c.ReadFrom(got)
+	} else {
+		n, err = io.ReadFull(f.conn, got[:len(line)])
+	}
+	if err != nil || string(got[:n]) != line {
+		t.Errorf("%s, %v: said %q, heard %q, %v", f.kind, f.conn.LocalAddr(), line, got[:n], err)
 	}
 }
 
@@ -208,18 +234,19 @@ func (l *mixLAN) more() {
 		if l.lacks["ip_vs_pe_sip"] {
 			return
 		}
-		var f mixFlow
-		id := l.rnd.Uint32()
-		f.say = func(i int) string {
-			return fmt.Sprintf("OPTIONS sip:a@b SIP/2.0\r\nCall-ID: %010d@mix\r\nCSeq: %d OPTIONS\r\n\r\n", id, i)
-		}
 		// Its first packet must be SIP: what it says decides its template.
-		must(l.t, within(l.nodes[nodeClient], func() (err error) { f.conn, err = net.Dial("udp4", testVIP+":5060"); return err }))
-		l.t.Cleanup(func() { f.conn.Close() })
-		f.kind = "SIP"
-		l.flows = append(l.flows, &f)
-		f.speak(l.t, 0)
+		id := l.rnd.Uint32()
+		l.flow("SIP", net.Dialer{}, "udp4", testVIP+":5060", func(i int) string {
+			return fmt.Sprintf("OPTIONS sip:a@b SIP/2.0\r\nCall-ID: %010d@mix\r\nCSeq: %d OPTIONS\r\n\r\n", id, i)
+		})
 	}
+}
+
+// ipsec opens what IPVS calls an entry of UDP port 500, and packets of ESP,
+// which have none of their own and follow it.
+func (l *mixLAN) ipsec() {
+	l.flow("IKE", net.Dialer{LocalAddr: &net.UDPAddr{Port: 500}}, "udp4", testVIP+":500", nil)
+	l.flow("ESP", net.Dialer{}, "ip4:esp", testVIP, nil)
 }
 
 // ftp opens a control connection, and the data connection that the server's
@@ -318,12 +345,13 @@ func TestMixedConnectionsOutliveTenFailovers(t *testing.T) {
 	l.via(0)
 	for i := range 2 {
 		l.start(i)
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+		l.synced(i)
 	}
 	for range 18 {
 		l.more()
 	}
 	l.ftp()
+	l.ipsec()
 	l.same("quiet after the first packets", toTheSecond)
 	for round := 1; round <= 10; round++ {
 		time.Sleep(100 * time.Millisecond) // a record's way to the peer's kernel
@@ -339,7 +367,7 @@ func TestMixedConnectionsOutliveTenFailovers(t *testing.T) {
 		if i := round - 5; i == 0 || i == 1 { // of the director that serves, and of the other
 			l.stop(i)
 			l.start(i)
-			await(t, fmt.Sprintf("d%d synced again", i+1), func() bool { return l.status(i).Synced })
+			testnet.Await(t, fmt.Sprintf("d%d synced again", i+1), func() bool { return l.status(i).Synced })
 		}
 		if t.Failed() {
 			break
@@ -370,7 +398,7 @@ func (l *mixLAN) reset() {
 		}
 		return "gone"
 	}
-	await(l.t, "the peer has it", func() bool { return strings.Contains(state(1), "ESTABLISHED") })
+	testnet.Await(l.t, "the peer has it", func() bool { return strings.Contains(state(1), "ESTABLISHED") })
 	io.WriteString(f.conn, "RST\n")
 	if _, err := f.conn.Read(make([]byte, 1)); err == nil {
 		l.t.Error("the connection was not reset")
@@ -378,6 +406,6 @@ func (l *mixLAN) reset() {
 	if s := state(0); !strings.Contains(s, "CLOSE") {
 		l.t.Errorf("the owner's kernel has %s", s)
 	}
-	await(l.t, "the peer knows that it was reset", func() bool { return !strings.Contains(state(1), "ESTABLISHED") })
+	testnet.Await(l.t, "the peer knows that it was reset", func() bool { return !strings.Contains(state(1), "ESTABLISHED") })
 	l.flows = slices.DeleteFunc(l.flows, func(x *mixFlow) bool { return x == f })
 }

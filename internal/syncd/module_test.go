@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/internal/testnet"
 	"saru/ipvs/usersync"
 )
 
@@ -36,7 +37,7 @@ func loadModule(t *testing.T) {
 
 func unloadModule(t *testing.T) {
 	t.Helper()
-	await(t, "module unloaded", func() bool {
+	testnet.Await(t, "module unloaded", func() bool {
 		err := unix.DeleteModule(moduleName, unix.O_NONBLOCK)
 		return err == nil || errors.Is(err, unix.ENOENT)
 	})
@@ -59,7 +60,7 @@ func newModuleLAN(t *testing.T) *realLAN {
 		l.start(i)
 	}
 	for i := range 2 {
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+		testnet.Await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
 	}
 	return l
 }
@@ -67,7 +68,7 @@ func newModuleLAN(t *testing.T) *realLAN {
 func (l *realLAN) awaitSource(source string) {
 	l.t.Helper()
 	for i := range 2 {
-		await(l.t, fmt.Sprintf("d%d reads the kernel by %s", i+1, source), func() bool {
+		testnet.Await(l.t, fmt.Sprintf("d%d reads the kernel by %s", i+1, source), func() bool {
 			st := l.status(i)
 			return st.Source == source && st.Degraded == ""
 		})
@@ -80,7 +81,7 @@ func (l *realLAN) listing(i int) string { return l.run(i, "ipvsadm", "-Lnc") }
 func TestModuleTellsOfHalfOpenConnectionsAndOfTheirEnd(t *testing.T) {
 	l := newModuleLAN(t)
 	l.awaitSource("module")
-	err := within(l.nodes[nodeClient], func() error {
+	err := testnet.Within(l.Nodes[nodeClient], func() error {
 		_, err := net.DialTimeout("tcp4", testVIP+":81", 200*time.Millisecond)
 		return err
 	})
@@ -95,14 +96,14 @@ func TestModuleTellsOfHalfOpenConnectionsAndOfTheirEnd(t *testing.T) {
 		}
 		return ""
 	}
-	await(t, "d2's kernel has the half-open connection", func() bool { return halfOpen(1) != "" })
+	testnet.Await(t, "d2's kernel has the half-open connection", func() bool { return halfOpen(1) != "" })
 	if one, two := strings.Fields(halfOpen(0)), strings.Fields(halfOpen(1)); len(one) < 6 || len(two) < 6 || one[3] != two[3] || one[5] != two[5] {
 		t.Errorf("d1 has %v, d2 %v", one, two)
 	}
 
 	// It ends before its time on d1, thus on d2.
 	var key conntable.Key
-	must(t, within(l.nodes[0], func() error {
+	must(t, testnet.Within(l.Nodes[0], func() error {
 		c, err := usersync.Dial()
 		if err != nil {
 			return err
@@ -119,7 +120,7 @@ func TestModuleTellsOfHalfOpenConnectionsAndOfTheirEnd(t *testing.T) {
 		}
 		return res[0].Err()
 	}))
-	await(t, "d2's kernel has it no more", func() bool { return halfOpen(1) == "" })
+	testnet.Await(t, "d2's kernel has it no more", func() bool { return halfOpen(1) == "" })
 	for i := range 2 {
 		if st := l.status(i); st.Kernel.Drops != 0 {
 			t.Errorf("d%d: %+v", i+1, st.Kernel)
@@ -141,7 +142,7 @@ func TestModuleComesAndGoesUnderTraffic(t *testing.T) {
 				return
 			default:
 			}
-			err := within(l.nodes[nodeClient], func() error {
+			err := testnet.Within(l.Nodes[nodeClient], func() error {
 				c, err := net.DialTimeout("tcp4", testVIP+":80", 30*time.Second)
 				if err == nil {
 					conns = append(conns, c)
@@ -172,7 +173,7 @@ func TestModuleComesAndGoesUnderTraffic(t *testing.T) {
 	})
 	t.Logf("%d connections", len(conns))
 	established := func(i int) int { return strings.Count(l.listing(i), "ESTABLISHED") }
-	await(t, "both kernels have all connections", func() bool {
+	testnet.Await(t, "both kernels have all connections", func() bool {
 		return established(0) == len(conns) && established(1) == len(conns)
 	})
 	l.via(1)
@@ -204,11 +205,11 @@ func TestFirstPacketIsHeldBack(t *testing.T) {
 		l.start(i)
 	}
 	for i := range 2 {
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { st := l.status(i); return st.Synced && len(st.Peers) == 1 })
+		testnet.Await(t, fmt.Sprintf("d%d synced", i+1), func() bool { st := l.status(i); return st.Synced && len(st.Peers) == 1 })
 	}
-	await(t, "d1 holds first packets back", func() bool { st := l.status(0); return st.Defer != nil && st.Defer.InEffect })
+	testnet.Await(t, "d1 holds first packets back", func() bool { st := l.status(0); return st.Defer != nil && st.Defer.InEffect })
 	var eye *usersync.Client
-	must(t, within(l.nodes[1], func() (err error) { eye, err = usersync.Dial(); return err }))
+	must(t, testnet.Within(l.Nodes[1], func() (err error) { eye, err = usersync.Dial(); return err }))
 	defer eye.Close()
 	has := func(c net.Conn) bool {
 		_, there, err := eye.Get(conntable.Key{

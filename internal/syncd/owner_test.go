@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 	"saru/conntable"
 	"saru/internal/control"
 	"saru/internal/ownership"
+	"saru/internal/testnet"
 	"saru/partition"
 	"saru/syncproto/peer/peertest"
 )
@@ -119,7 +121,10 @@ func TestAskingSaru(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "saru.sock")
 	srv, err := control.Listen("saru", socket, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/ownership" {
-			control.JSON(w, ownership.NewTold(sharePlan, partition.FullSet(256)))
+			told, second := ownership.NewTold(sharePlan, partition.FullSet(256)), sharePlan
+			second.VIPs = partition.Hosts(netip.MustParseAddr("10.9.0.101"))
+			told.Others = []ownership.Told{*ownership.NewTold(second, partition.Set{})}
+			control.JSON(w, told)
 		}
 	}))
 	must(t, err)
@@ -128,7 +133,7 @@ func TestAskingSaru(t *testing.T) {
 	go func() { done <- srv.Run(ctx) }()
 	e := New(Config{Node: "d1", Keys: testKeys, Transport: peertest.New(1).Node(1), Log: slog.New(slog.DiscardHandler), Saru: socket})
 	go func() { done <- e.followOwner(ctx) }()
-	await(t, "saru was heard", func() bool { return e.owner.Knows(time.Now()) })
+	testnet.Await(t, "saru was heard", func() bool { return e.owner.Shares(time.Now()) == 2 })
 	cancel()
 	for range 2 {
 		must(t, <-done)

@@ -18,6 +18,7 @@ import (
 	"saru/internal/config"
 	"saru/internal/control"
 	"saru/internal/task"
+	"saru/internal/testnet"
 	"saru/syncproto/peer"
 )
 
@@ -27,17 +28,19 @@ import (
 
 const envProcess = "SYNCD_TEST_PROCESS"
 
-// process is syncd with the configuration at path, on a fake kernel.
-func process(path string) int {
+// child runs a syncd with the configuration at path until it is told to stop,
+// and returns its exit status.
+func child(path string, run func(ctx context.Context, path string) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	err := runProcess(ctx, path)
+	err := run(ctx, path)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	return config.ExitStatus(err)
 }
 
+// runProcess is syncd on a fake kernel.
 func runProcess(ctx context.Context, path string) error {
 	s, err := Load(path)
 	if err != nil {
@@ -70,53 +73,74 @@ func runProcess(ctx context.Context, path string) error {
 	return task.Run(ctx, nil, e, ctl, traffic)
 }
 
-// A processLAN is a LAN with a syncd on each node.
-type processLAN struct {
+// daemons are syncds, each a process on its node of a LAN.
+type daemons struct {
 	*lan
 	dir   string
+	env   string // tells the program which child it is
+	more  string // of the configuration, appended
 	procs []*exec.Cmd
 }
 
-func newProcessLAN(t *testing.T, nodes int) *processLAN {
-	l := &processLAN{lan: newLAN(t, nodes), dir: t.TempDir(), procs: make([]*exec.Cmd, nodes)}
+func newDaemons(t *testing.T, nodes int, env string) *daemons {
+	l := &daemons{lan: newLAN(t, nodes), dir: t.TempDir(), env: env, procs: make([]*exec.Cmd, nodes)}
 	must(t, os.WriteFile(filepath.Join(l.dir, "key"), []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
 	return l
 }
 
-func (l *processLAN) socket(i int) string { return filepath.Join(l.dir, fmt.Sprintf("n%d.sock", i)) }
+func (l *daemons) socket(i int) string { return filepath.Join(l.dir, fmt.Sprintf("d%d.sock", i+1)) }
 
-func (l *processLAN) start(i int, name string) {
+func (l *daemons) start(i int) {
 	l.t.Helper()
-	path := filepath.Join(l.dir, fmt.Sprintf("n%d.toml", i))
-	must(l.t, os.WriteFile(path, fmt.Appendf(nil, "[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\n",
-		name, filepath.Join(l.dir, "key"), l.socket(i)), 0o600))
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envProcess+"="+path)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(l.t, within(l.nodes[i], cmd.Start))
-	l.procs[i] = cmd
-	l.t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			l.t.Errorf("node %d: %v", i, err)
-		}
-	})
+	l.startAs(i, fmt.Sprintf("d%d", i+1))
 }
 
-func (l *processLAN) status(i int) (st Status) {
+// startAs starts the one of node i, by a name.
+func (l *daemons) startAs(i int, name string) {
+	l.t.Helper()
+	path := filepath.Join(l.dir, fmt.Sprintf("d%d.toml", i+1))
+	must(l.t, os.WriteFile(path, fmt.Appendf(nil, "[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\n%s",
+		name, filepath.Join(l.dir, "key"), l.socket(i), l.more), 0o600))
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), l.env+"="+path)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(l.t, testnet.Within(l.Nodes[i], cmd.Start))
+	l.procs[i] = cmd
+	l.t.Cleanup(func() { l.stop(i) })
+}
+
+func (l *daemons) stop(i int) {
+	if cmd := l.procs[i]; cmd != nil {
+		l.procs[i] = nil
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			l.t.Errorf("d%d: %v", i+1, err)
+		}
+	}
+}
+
+func (l *daemons) status(i int) (st Status) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	control.NewClient(l.socket(i)).Get(ctx, "/status", &st) // not there yet: not synced
 	return st
 }
 
+// synced waits until those of the given nodes are.
+func (l *daemons) synced(nodes ...int) {
+	l.t.Helper()
+	for _, i := range nodes {
+		testnet.Await(l.t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+	}
+}
+
 // goesOn waits until news of node from reaches node to that was made after the
 // call.
-func (l *processLAN) goesOn(what string, from, to int) {
+func (l *daemons) goesOn(what string, from, to int) {
 	l.t.Helper()
 	already := l.status(from).Connections.Owned
-	await(l.t, what, func() bool {
+	testnet.Await(l.t, what, func() bool {
 		for _, p := range l.status(to).Peers {
 			if p.State == "up" && p.Missing == 0 && l.status(to).Connections.Mirror-l.status(to).Connections.Owned > already {
 				return true
@@ -129,35 +153,33 @@ func (l *processLAN) goesOn(what string, from, to int) {
 // An interface that is deleted and made again, or only down for a while, is
 // joined anew: nothing needs to be restarted, and nothing is lost for good.
 func TestInterfaceVanishesAndReturns(t *testing.T) {
-	l := newProcessLAN(t, 2)
-	l.start(0, "d1")
-	l.start(1, "d2")
-	for i := range 2 {
-		await(t, "synced", func() bool { return l.status(i).Synced })
-	}
+	l := newDaemons(t, 2, envProcess)
+	l.start(0)
+	l.start(1)
+	l.synced(0, 1)
 	l.goesOn("d1 hears d2", 1, 0)
 
-	nh := handle(t, l.nodes[1])
+	nh := testnet.Handle(t, l.Nodes[1])
 	eth, err := nh.LinkByName("eth0")
 	must(t, err)
 	must(t, nh.LinkSetDown(eth))
-	await(t, "d1 hears no d2 whose link is down", func() bool { return l.status(0).Peers[0].State == "silent" })
+	testnet.Await(t, "d1 hears no d2 whose link is down", func() bool { return l.status(0).Peers[0].State == "silent" })
 	must(t, nh.LinkSetUp(eth))
 	l.goesOn("d1 hears d2 after its link was down", 1, 0)
 	l.goesOn("d2 hears d1 after its link was down", 0, 1)
 
 	must(t, nh.LinkDel(eth))
-	await(t, "d1 hears no d2 that has no interface", func() bool { return l.status(0).Peers[0].State == "silent" })
+	testnet.Await(t, "d1 hears no d2 that has no interface", func() bool { return l.status(0).Peers[0].State == "silent" })
 	// Longer than it takes to notice.
-	await(t, "d2 goes on by itself", func() bool {
+	testnet.Await(t, "d2 goes on by itself", func() bool {
 		before := l.status(1).Connections.Owned
 		time.Sleep(2 * time.Second)
 		return l.status(1).Connections.Owned > before
 	})
-	l.plug(handle(t, l.bridge), 1)
+	l.Plug(1)
 	l.goesOn("d1 hears d2 on its new interface", 1, 0)
 	l.goesOn("d2 hears d1 on its new interface", 0, 1)
-	await(t, "the tables are equal", func() bool {
+	testnet.Await(t, "the tables are equal", func() bool {
 		p := l.status(0).Peers[0]
 		return p.DigestEqual != nil && *p.DigestEqual
 	})
@@ -166,15 +188,13 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 // Two directors of one name keep serving their own connections, hear a third
 // one, and say what is wrong.
 func TestTwoOfOneName(t *testing.T) {
-	l := newProcessLAN(t, 3)
-	l.start(0, "d1")
-	l.start(1, "d1")
-	l.start(2, "d3")
-	for i := range 3 {
-		await(t, "synced", func() bool { return l.status(i).Synced })
-	}
+	l := newDaemons(t, 3, envProcess)
+	l.start(0)
+	l.startAs(1, "d1")
+	l.start(2)
+	l.synced(0, 1, 2)
 	for i := range 2 {
-		await(t, "the clash is told", func() bool { return l.status(i).Drops["name_clash"] > 0 })
+		testnet.Await(t, "the clash is told", func() bool { return l.status(i).Drops["name_clash"] > 0 })
 		var b strings.Builder
 		st := l.status(i)
 		must(t, st.Print(&b))
@@ -183,7 +203,7 @@ func TestTwoOfOneName(t *testing.T) {
 		}
 		l.goesOn("both hear the third", 2, i)
 	}
-	await(t, "the third says so, too", func() bool {
+	testnet.Await(t, "the third says so, too", func() bool {
 		var b strings.Builder
 		st := l.status(2)
 		must(t, st.Print(&b))

@@ -126,7 +126,7 @@ func (f *File) checkNode(s *Settings) error {
 
 func (f *File) checkPeers(s *Settings) error {
 	group, err := netip.ParseAddrPort(f.Sync.Group)
-	if err != nil || group.Addr().Is4In6() || group.Addr().Zone() != "" || !group.Addr().IsMulticast() || group.Port() == 0 {
+	if err != nil || !isGroup(group) {
 		return config.Bad("sync.group = %q: must be a multicast address with a port, such as %q or %q", f.Sync.Group, peer.DefaultGroup, peer.DefaultGroup6)
 	}
 	s.UDP.Group = group
@@ -141,6 +141,11 @@ func (f *File) checkPeers(s *Settings) error {
 		s.UDP.Peers = append(s.UDP.Peers, ap)
 	}
 	return nil
+}
+
+// isGroup reports whether a can be a group's address, and port.
+func isGroup(a netip.AddrPort) bool {
+	return a.Addr().IsMulticast() && !a.Addr().Is4In6() && a.Addr().Zone() == "" && a.Port() != 0
 }
 
 func parsePeer(p string, port uint16) (netip.AddrPort, error) {
@@ -207,8 +212,8 @@ func (f *File) checkLegacy(s *Settings) error {
 	l := &f.Legacy
 	group, err := netip.ParseAddrPort(l.Group)
 	switch {
-	case err != nil || !group.Addr().Is4() || !group.Addr().IsMulticast() || group.Port() == 0:
-		return config.Bad("legacy.group = %q: must be an IPv4 multicast address with a port; the kernel's default is %q", l.Group, legacy.DefaultGroup)
+	case err != nil || !isGroup(group):
+		return config.Bad("legacy.group = %q: must be a multicast address with a port, as the other directors' sync daemons have it: %q unless they were told otherwise, or such as %q", l.Group, legacy.DefaultGroup, legacy.ExampleGroup6)
 	case l.SyncID < 0 || l.SyncID > 255:
 		return config.Bad("legacy.syncid = %d: must be 0 to 255, that of the other directors' sync daemons", l.SyncID)
 	case l.Version != 0 && l.Version != 1:

@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -46,7 +47,8 @@ func TestSettings(t *testing.T) {
 		{"filter", good + "[filter]\nservices = [\"web\"]", `filter.services: "web": must be such as`},
 		{"filter's exceptions", good + "[filter]\nexcept = [\"fwmark 0\"]", `filter.except: "fwmark 0": must be such as`},
 		{"legacy interface", good + "[legacy]\ninterface = \"nope0\"", `legacy.interface = "nope0": no such interface; there are`},
-		{"legacy group", good + "[legacy]\ngroup = \"10.0.0.1:8848\"", `legacy.group = "10.0.0.1:8848": must be an IPv4 multicast address`},
+		{"legacy group", good + "[legacy]\ngroup = \"10.0.0.1:8848\"", `legacy.group = "10.0.0.1:8848": must be a multicast address with a port`},
+		{"legacy group with a zone", good + "[legacy]\ngroup = \"[ff02::81%lo]:8848\"", "must be a multicast address with a port"},
 		{"legacy group taken", good + "[legacy]\ninterface = \"lo\"\ngroup = \"239.192.0.81:8849\"", "is sync.group too"},
 		{"legacy sync ID", good + "[legacy]\nsyncid = 256", "legacy.syncid = 256: must be 0 to 255"},
 		{"legacy version", good + "[legacy]\nversion = 2", "legacy.version = 2: must be 1, or 0"},
@@ -74,11 +76,13 @@ func TestSettings(t *testing.T) {
 	if s.Legacy != nil {
 		t.Errorf("the legacy protocol, which has no key, is on: %+v", s.Legacy)
 	}
-	must(t, os.WriteFile(path, []byte(good+"[legacy]\ninterface = \"lo\"\nsyncid = 7\n"), 0o600))
-	s, err = Load(path)
-	must(t, err)
-	if want := (LegacySettings{"lo", legacy.DefaultGroup, 7, 1, time.Minute}); s.Legacy == nil || *s.Legacy != want {
-		t.Errorf("legacy %+v, want %+v", s.Legacy, want)
+	for group, want := range map[string]netip.AddrPort{"": legacy.DefaultGroup, "group = \"[ff02::81]:8848\"\n": legacy.ExampleGroup6} {
+		must(t, os.WriteFile(path, []byte(good+"[legacy]\ninterface = \"lo\"\nsyncid = 7\n"+group), 0o600))
+		s, err = Load(path)
+		must(t, err)
+		if want := (LegacySettings{"lo", want, 7, 1, time.Minute}); s.Legacy == nil || *s.Legacy != want {
+			t.Errorf("legacy %+v, want %+v", s.Legacy, want)
+		}
 	}
 	_, err = Load(filepath.Join(dir, "nowhere.toml"))
 	wantBad(t, err, "--config")

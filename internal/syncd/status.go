@@ -80,6 +80,7 @@ type KernelCounts struct {
 // OwnershipStatus says how it is known which connections are active here.
 type OwnershipStatus struct {
 	Known     bool   `json:"known"`     // saru tells; else versions decide
+	Shares    int    `json:"shares"`    // of how many shares
 	Contested uint64 `json:"contested"` // peers' records refused, of connections that are served here
 }
 
@@ -128,7 +129,8 @@ func (e *Engine) Status() Status {
 			st.Warnings = append(st.Warnings, w)
 		}
 	}
-	st.Ownership = OwnershipStatus{e.owner.Knows(time.Now()), e.contests.Load()}
+	shares := e.owner.Shares(time.Now())
+	st.Ownership = OwnershipStatus{shares > 0, shares, e.contests.Load()}
 	st.Kernel.HeldBack, st.Audit = e.heldBack.Load(), e.audit.Counts()
 	st.Templates.Conflicts, st.Templates.Left = e.templates.counts()
 	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()
@@ -158,7 +160,8 @@ func (st *Status) Print(w io.Writer) error {
 	fmt.Fprintf(ew, "  audit        pass %d took %.1f s for %d entries; %d told, %d gone, %d injected again, %d deleted, %d held; %.1f %% of one core\n",
 		st.Audit.Passes, st.Audit.PassS, st.Audit.Entries, st.Audit.Told, st.Audit.Gone, st.Audit.Reinjected, st.Audit.Deleted, st.Audit.Held, 100*st.Audit.CPUShare)
 	if st.Ownership.Known {
-		fmt.Fprintf(ew, "  ownership    told by saru; %d records of peers refused, of connections that are served here\n", st.Ownership.Contested)
+		fmt.Fprintf(ew, "  ownership    told by saru, of %s; %d records of peers refused, of connections that are served here\n",
+			number(st.Ownership.Shares, "share"), st.Ownership.Contested)
 	} else {
 		fmt.Fprintf(ew, "  ownership    guessed by versions: no saru tells what this director serves\n")
 	}
@@ -193,7 +196,7 @@ func (st *Status) verdict() string {
 	case up < len(st.Peers):
 		s = fmt.Sprintf("synced; %d of %d peers up", up, len(st.Peers))
 	default:
-		s = "synced with " + map[bool]string{true: "1 peer", false: fmt.Sprintf("%d peers", up)}[up == 1]
+		s = "synced with " + number(up, "peer")
 	}
 	if st.Degraded != "" {
 		s += "\n  DEGRADED: " + st.Degraded
@@ -202,6 +205,14 @@ func (st *Status) verdict() string {
 		s += "\n  WARNING: " + w
 	}
 	return s
+}
+
+// number is n of what, in words.
+func number(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func (st *Status) printPeers(w io.Writer) {

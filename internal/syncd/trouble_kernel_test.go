@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
+	"saru/internal/testnet"
 )
 
 // The tests of this file need a kernel with IPVS, of a guest: they set its
@@ -42,11 +43,11 @@ func TestClockJumps(t *testing.T) {
 	l.via(0)
 	for i := range 2 {
 		l.start(i)
-		await(t, fmt.Sprintf("d%d synced", i+1), func() bool { return l.status(i).Synced })
+		l.synced(i)
 	}
 	known := func(what string, want int) {
 		t.Helper()
-		await(t, fmt.Sprintf("%s: d2's kernel has %d connections", what, want), func() bool {
+		testnet.Await(t, fmt.Sprintf("%s: d2's kernel has %d connections", what, want), func() bool {
 			return strings.Count(l.run(1, "ipvsadm", "-Lnc"), "ESTABLISHED") == want
 		})
 	}
@@ -90,7 +91,7 @@ func TestFullDisk(t *testing.T) {
 	cmd.Env = append(os.Environ(), envDirector+"="+path)
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	if err := within(l.nodes[0], cmd.Run); err == nil || cmd.ProcessState.ExitCode() != config.BadInputStatus || !strings.Contains(said.String(), "no space left on device") {
+	if err := testnet.Within(l.Nodes[0], cmd.Run); err == nil || cmd.ProcessState.ExitCode() != config.BadInputStatus || !strings.Contains(said.String(), "no space left on device") {
 		t.Errorf("%v, and said %s", err, said.String())
 	}
 	l.asBefore(0)

@@ -21,6 +21,9 @@ import (
 // (include/net/ip_vs.h, IP_VS_SYNC_GROUP and IP_VS_SYNC_PORT).
 var DefaultGroup = netip.MustParseAddrPort("224.0.0.81:8848")
 
+// ExampleGroup6 is an IPv6 group; the kernel has no default of that family.
+var ExampleGroup6 = netip.MustParseAddrPort("[ff02::81]:8848")
+
 const (
 	// MaxHeard is how many records a second are handed on at most.
 	MaxHeard = 50_000
@@ -31,7 +34,6 @@ const (
 
 	// lookEvery is how soon a vanished interface is noticed, and its return.
 	lookEvery = time.Second
-	ttl       = 1
 
 	// What marks a record as a syncd's, in version 1 and in version 0, whose
 	// flags have 16 bits.
@@ -42,7 +44,7 @@ const (
 // Config says with whom a Link speaks.
 type Config struct {
 	Interface string         // of the group
-	Group     netip.AddrPort // IPv4 multicast
+	Group     netip.AddrPort // multicast, IPv4 or IPv6
 	SyncID    uint8          // sent; 0 hears all, as the kernel does
 	Version   int            // of the protocol that is sent, 0 or 1; both are heard
 	Log       *slog.Logger

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +23,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/config"
+	"saru/internal/testnet"
 	"saru/syncproto/kernelsync"
 )
 
@@ -144,98 +144,54 @@ func FuzzTake(f *testing.F) {
 // legacy director's sockets there.
 type wire struct {
 	t     *testing.T
-	there netns.NsHandle
+	group netip.AddrPort
+	here  *netlink.Handle
+	there testnet.Namespace
 	peer  *sockets
 }
 
-func newWire(t *testing.T) *wire {
+func newWire(t *testing.T, group netip.AddrPort) *wire {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, for network namespaces")
-	}
-	w := &wire{t: t, there: newNS(t)}
+	w := &wire{t: t, group: group, there: testnet.NewNamespace(t)}
+	own, err := netns.Get()
+	must(t, err)
+	t.Cleanup(func() { own.Close() })
+	w.here = testnet.Handle(t, own)
 	w.plug()
 	t.Cleanup(w.unplug)
-	must(t, within(w.there, func() (err error) { w.peer, err = openSockets("eth0", DefaultGroup); return err }))
 	t.Cleanup(func() { w.peer.close() })
 	return w
 }
 
-func newNS(t *testing.T) netns.NsHandle {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before, err := netns.Get()
-	must(t, err)
-	defer before.Close()
-	ns, err := netns.New()
-	if err != nil {
-		t.Skipf("no network namespaces here: %v", err)
-	}
-	must(t, netns.Set(before))
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
-func within(ns netns.NsHandle, do func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before, err := netns.Get()
-	if err != nil {
-		return err
-	}
-	defer before.Close()
-	if err := netns.Set(ns); err != nil {
-		return err
-	}
-	defer netns.Set(before)
-	return do()
-}
-
+// plug connects both, and opens the legacy director's sockets.
 func (w *wire) plug() {
 	t := w.t
 	t.Helper()
-	must(t, netlink.LinkAdd(&netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: "lg0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(w.there)),
-	}))
-	up := func(name, addr string) error {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		a, err := netlink.ParseAddr(addr)
-		if err != nil {
-			return err
-		}
-		return errors.Join(netlink.AddrAdd(link, a), netlink.LinkSetUp(link))
-	}
-	must(t, up("lg0", "10.98.0.1/24"))
-	must(t, within(w.there, func() error { return up("eth0", "10.98.0.2/24") }))
+	testnet.Cable(t, w.here, "lg0", w.there, "eth0")
+	testnet.Up(t, w.here, "lg0", "10.98.0.1/24", "2001:db8:98::1/64")
+	testnet.Up(t, testnet.Handle(t, w.there), "eth0", "10.98.0.2/24", "2001:db8:98::2/64")
 	running := func(name string) bool {
 		ifi, err := net.InterfaceByName(name)
 		return err == nil && ifi.Flags&net.FlagRunning != 0
 	}
-	await(t, "the link carries", func() bool {
+	testnet.Await(t, "the link carries", func() bool {
 		there := false
-		must(t, within(w.there, func() error { there = running("eth0"); return nil }))
+		must(t, testnet.Within(w.there, func() error { there = running("eth0"); return nil }))
 		return there && running("lg0")
 	})
+	must(t, testnet.Within(w.there, func() (err error) { w.peer, err = openSockets("eth0", w.group); return err }))
 }
 
 func (w *wire) unplug() {
-	if link, err := netlink.LinkByName("lg0"); err == nil {
-		must(w.t, netlink.LinkDel(link))
+	if link, err := w.here.LinkByName("lg0"); err == nil {
+		must(w.t, w.here.LinkDel(link))
 	}
 }
 
-func (w *wire) flag(up bool) {
-	link, err := netlink.LinkByName("lg0")
+func (w *wire) down() {
+	link, err := w.here.LinkByName("lg0")
 	must(w.t, err)
-	if up {
-		must(w.t, netlink.LinkSetUp(link))
-	} else {
-		must(w.t, netlink.LinkSetDown(link))
-	}
+	must(w.t, w.here.LinkSetDown(link))
 }
 
 // say sends what a legacy director's kernel would.
@@ -258,7 +214,7 @@ func (w *wire) heard() []byte {
 func (w *wire) run(version int, deliver func(*conntable.Connection)) *Link {
 	t := w.t
 	t.Helper()
-	l, err := Open(Config{Interface: "lg0", Group: DefaultGroup, SyncID: 7, Version: version, Log: slog.New(slog.DiscardHandler), Deliver: deliver})
+	l, err := Open(Config{Interface: "lg0", Group: w.group, SyncID: 7, Version: version, Log: slog.New(slog.DiscardHandler), Deliver: deliver})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -271,26 +227,22 @@ func (w *wire) run(version int, deliver func(*conntable.Connection)) *Link {
 	return l
 }
 
-func await(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in a minute: %s", what)
+// groups are where legacy directors may meet.
+var groups = map[string]netip.AddrPort{"IPv4": DefaultGroup, "IPv6": ExampleGroup6}
+
+func TestTold(t *testing.T) {
+	for version, want := range [...]string{
+		"01" + "07" + "001c" + "0006" + "9c41" + "0050" + "0050" + "0a090001" + "0a090064" + "c0a80605" + "8003" + "0001",
+		"0007002c01010000" + "00060024" + "80000003" + "0001" + "9c41" + "0050" + "0050" + "00000000" + "00000384" + "0a090001" + "0a090064" + "c0a80605",
+	} {
+		for family, group := range groups {
+			t.Run(fmt.Sprintf("version %d over %s", version, family), func(t *testing.T) { testTold(t, group, version, want) })
 		}
 	}
 }
 
-func TestTold(t *testing.T) {
-	for version, want := range []string{
-		"01" + "07" + "001c" + "0006" + "9c41" + "0050" + "0050" + "0a090001" + "0a090064" + "c0a80605" + "8003" + "0001",
-		"0007002c01010000" + "00060024" + "80000003" + "0001" + "9c41" + "0050" + "0050" + "00000000" + "00000384" + "0a090001" + "0a090064" + "c0a80605",
-	} {
-		t.Run(fmt.Sprintf("version %d", version), func(t *testing.T) { testTold(t, version, want) })
-	}
-}
-
-func testTold(t *testing.T, version int, want string) {
-	w := newWire(t)
+func testTold(t *testing.T, group netip.AddrPort, version int, want string) {
+	w := newWire(t, group)
 	l := w.run(version, nil)
 	if n, err := l.Send([]conntable.Connection{conn(1)}); n != 1 || err != nil {
 		t.Fatalf("%d sent, %v", n, err)
@@ -312,7 +264,7 @@ func testTold(t *testing.T, version int, want string) {
 	var d kernelsync.Decoder
 	for len(got) < 999 {
 		msg := w.heard()
-		if len(msg) > 1472 {
+		if len(msg) > w.peer.room {
 			t.Fatalf("a datagram of %d bytes", len(msg))
 		}
 		must(t, d.Decode(msg, func(c *conntable.Connection) { got[c.Client] = true }))
@@ -323,7 +275,13 @@ func testTold(t *testing.T, version int, want string) {
 }
 
 func TestHeard(t *testing.T) {
-	w := newWire(t)
+	for family, group := range groups {
+		t.Run(family, func(t *testing.T) { testHeard(t, group) })
+	}
+}
+
+func testHeard(t *testing.T, group netip.AddrPort) {
+	w := newWire(t, group)
 	var mu sync.Mutex
 	var got []conntable.Connection
 	l := w.run(1, func(c *conntable.Connection) { mu.Lock(); defer mu.Unlock(); got = append(got, *c) })
@@ -335,7 +293,7 @@ func TestHeard(t *testing.T) {
 	must(t, w.say(many...))
 	_, err := w.peer.outc.WriteTo(bytes.Repeat([]byte{7}, 100), w.peer.group)
 	must(t, err)
-	await(t, "all heard", func() bool { st := l.Stats(); return st.Heard == kernelsync.MaxRecords && st.Decoded.Size == 1 })
+	testnet.Await(t, "all heard", func() bool { st := l.Stats(); return st.Heard == kernelsync.MaxRecords && st.Decoded.Size == 1 })
 	mu.Lock()
 	defer mu.Unlock()
 	if c := got[3]; c.Client != many[3].Client || c.Timeout != 900*time.Second || c.State != 1 {
@@ -344,29 +302,34 @@ func TestHeard(t *testing.T) {
 }
 
 func TestInterfaceVanishesAndReturns(t *testing.T) {
-	w := newWire(t)
+	for family, group := range groups {
+		t.Run(family, func(t *testing.T) { testVanishes(t, group) })
+	}
+}
+
+func testVanishes(t *testing.T, group netip.AddrPort) {
+	w := newWire(t, group)
 	l := w.run(1, func(*conntable.Connection) {})
 	hears := func(what string) {
 		t.Helper()
 		before := l.Stats().Heard
-		await(t, what, func() bool {
+		testnet.Await(t, what, func() bool {
 			_ = w.say(conn(1)) // fails while the link is cut
 			return l.Stats().Heard > before
 		})
 	}
 	hears("heard at first")
-	w.flag(false)
-	w.flag(true)
+	w.down()
+	testnet.Up(t, w.here, "lg0")
 	hears("heard after the link was down")
 
 	w.unplug()
-	await(t, "the loss is told", func() bool { return l.Stats().Down != "" })
+	testnet.Await(t, "the loss is told", func() bool { return l.Stats().Down != "" })
 	if _, err := l.Send([]conntable.Connection{conn(1)}); !errors.Is(err, errDown) {
 		t.Errorf("sending into nothing: %v", err)
 	}
 	must(t, w.peer.close())
 	w.plug()
-	must(t, within(w.there, func() (err error) { w.peer, err = openSockets("eth0", DefaultGroup); return err }))
 	hears("heard on the interface made anew")
 	if why := l.Stats().Down; why != "" {
 		t.Errorf("still told to be cut: %s", why)
@@ -378,8 +341,8 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 }
 
 func TestBadInterface(t *testing.T) {
-	w := newWire(t)
-	w.flag(false)
+	w := newWire(t, DefaultGroup)
+	w.down()
 	for name, want := range map[string]string{"nope0": "no such interface", "lg0": "is down"} {
 		_, err := Open(Config{Interface: name, Group: DefaultGroup})
 		if config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), want) {

@@ -13,19 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
+	"saru/internal/multicast"
 )
 
 const (
 	receiveBuffer = 8 << 20 // bytes asked of the kernel, which doubles it
-	ipUDPHeaders  = 20 + 8
+	// What IPv4 or IPv6 and UDP add to a datagram, in bytes.
+	ipUDPHeaders   = 20 + 8
+	ipv6UDPHeaders = 40 + 8
 )
 
 // sockets are a Link's, on the interface as it is now.
 type sockets struct {
 	ifi   *net.Interface
 	in    *net.UDPConn
+	inc   multicast.Conn // of in
 	outc  *net.UDPConn
-	out   *ipv4.PacketConn // of outc
+	out   multicast.Conn // of outc
 	group *net.UDPAddr
 	room  int // for a message that is not fragmented, in bytes
 }
@@ -38,7 +42,11 @@ func openSockets(name string, group netip.AddrPort) (*sockets, error) {
 	if ifi.Flags&net.FlagUp == 0 {
 		return nil, config.Bad("legacy.interface = %q: is down; bring it up first ('ip link set %s up')", name, name)
 	}
+	// No zone is needed: the sockets are bound to the interface.
 	s := &sockets{ifi: ifi, group: net.UDPAddrFromAddrPort(group), room: max(576, ifi.MTU) - ipUDPHeaders}
+	if group.Addr().Is6() {
+		s.room = max(1280, ifi.MTU) - ipv6UDPHeaders
+	}
 	if err := s.open(group); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -46,19 +54,18 @@ func openSockets(name string, group netip.AddrPort) (*sockets, error) {
 }
 
 func (s *sockets) open(group netip.AddrPort) (err error) {
-	if s.in, err = listen(s.ifi.Name, group); err != nil {
+	v6, any := group.Addr().Is6(), netip.IPv4Unspecified()
+	if v6 {
+		any = netip.IPv6Unspecified()
+	}
+	if s.in, err = s.listen(group); err != nil {
 		return err
 	}
-	if s.outc, err = listen(s.ifi.Name, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)); err != nil {
+	if s.outc, err = s.listen(netip.AddrPortFrom(any, 0)); err != nil {
 		return err
 	}
-	s.out = ipv4.NewPacketConn(s.outc)
-	err = errors.Join(
-		ipv4.NewPacketConn(s.in).JoinGroup(s.ifi, s.group),
-		s.out.SetMulticastInterface(s.ifi),
-		s.out.SetMulticastTTL(ttl),
-		s.out.SetMulticastLoopback(false))
-	if err != nil {
+	s.inc, s.out = multicast.NewConn(s.in, v6), multicast.NewConn(s.outc, v6)
+	if err := errors.Join(s.inc.JoinGroup(s.ifi, s.group), multicast.OnLink(s.out, s.ifi)); err != nil {
 		return config.Bad("legacy.interface = %q: cannot do multicast to %v: %v; use the interface of the directors' sync daemons", s.ifi.Name, group, err)
 	}
 	return nil
@@ -66,33 +73,15 @@ func (s *sockets) open(group netip.AddrPort) (err error) {
 
 // listen binds to exactly at on the interface. The kernel's backup thread of
 // the tap may have the same address and port on another interface.
-func listen(ifname string, at netip.AddrPort) (*net.UDPConn, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("legacy sync: UDP socket: %w", err)
+func (s *sockets) listen(at netip.AddrPort) (*net.UDPConn, error) {
+	c, err := multicast.Listen(at, multicast.Config{Device: s.ifi.Name, Buffer: receiveBuffer})
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, config.Bad("legacy.group: UDP %v on %s: %v; stop what has it ('ipvsadm --stop-daemon backup', or lvs_sync_daemon in keepalived.conf)", at, s.ifi.Name, err)
+	case err != nil:
+		return nil, fmt.Errorf("legacy sync: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "legacy")
-	defer f.Close() // FilePacketConn has its own
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		// Without CAP_NET_ADMIN as much as net.core.rmem_max allows.
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
-			return nil, fmt.Errorf("legacy sync: receive buffer: %w", err)
-		}
-	}
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0), // only groups that are joined here
-		unix.BindToDevice(fd, ifname))
-	if err != nil {
-		return nil, fmt.Errorf("legacy sync: socket on %s: %w", ifname, err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
-		return nil, config.Bad("legacy.group: UDP %v on %s: %v; stop what has it ('ipvsadm --stop-daemon backup', or lvs_sync_daemon in keepalived.conf)", at, ifname, err)
-	}
-	c, err := net.FilePacketConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("legacy sync: UDP socket: %w", err)
-	}
-	return c.(*net.UDPConn), nil
+	return c, nil
 }
 
 func (s *sockets) close() error {
@@ -131,13 +120,12 @@ func (s *sockets) watch(ctx context.Context) error {
 
 // receive hands on datagrams until reading fails or is interrupted.
 func (s *sockets) receive(deliver func([]byte)) error {
-	pc := ipv4.NewPacketConn(s.in)
 	ms := make([]ipv4.Message, receiveBatch)
 	for i := range ms {
 		ms[i].Buffers = [][]byte{make([]byte, maxMessage)}
 	}
 	for {
-		n, err := pc.ReadBatch(ms, 0)
+		n, err := s.inc.ReadBatch(ms, 0)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}

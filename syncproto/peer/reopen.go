@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
+	"saru/internal/multicast"
 )
 
 // lookEvery is how soon a vanished interface is noticed, and its return.
@@ -131,7 +132,7 @@ func (u *UDP) Receive(ctx context.Context, deliver Deliverer) error {
 	for {
 		v6, group := u.cfg.IsIPv6(), u.group
 		err := u.hear(ctx, func(c *net.UDPConn) error {
-			return receive(c, newBatchConn(c, v6), &one, c == group, deliver)
+			return receive(c, multicast.NewConn(c, v6), &one, c == group, deliver)
 		})
 		switch {
 		case ctx.Err() != nil:

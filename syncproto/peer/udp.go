@@ -7,15 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
 
 	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
+	"saru/internal/multicast"
 )
 
 // DefaultGroup is where nodes meet unless told otherwise, DefaultGroup6 an
@@ -45,25 +44,12 @@ type UDP struct {
 	own   *net.UDPConn // sends everything, hears unicast
 	group *net.UDPConn // hears the group; nil with a list of peers
 	ln    net.Listener
-	pc    batchConn // of own
+	pc    multicast.Conn // of own
 	to    []*net.UDPAddr
 	addr  netip.AddrPort
 
 	mu sync.Mutex
 	ms []ipv4.Message // for sending
-}
-
-// A batchConn is an ipv4.PacketConn or an ipv6.PacketConn.
-type batchConn interface {
-	ReadBatch(ms []ipv4.Message, flags int) (int, error)
-	WriteBatch(ms []ipv4.Message, flags int) (int, error)
-}
-
-func newBatchConn(c *net.UDPConn, v6 bool) batchConn {
-	if v6 {
-		return ipv6.NewPacketConn(c)
-	}
-	return ipv4.NewPacketConn(c)
 }
 
 // UDPConfig says where a UDP sends and listens.
@@ -115,14 +101,14 @@ func (u *UDP) open() error {
 }
 
 func (u *UDP) openSockets() (err error) {
-	if u.own, err = listenUDP(u.addr, u.cfg.Interface); err != nil {
+	if u.own, err = u.cfg.listen(u.addr); err != nil {
 		return err
 	}
-	u.pc = newBatchConn(u.own, u.cfg.IsIPv6())
+	u.pc = multicast.NewConn(u.own, u.cfg.IsIPv6())
 	if !u.Group() {
 		return nil
 	}
-	if u.group, err = listenUDP(u.cfg.Group, u.cfg.Interface); err != nil {
+	if u.group, err = u.cfg.listen(u.cfg.Group); err != nil {
 		return err
 	}
 	if err := u.join(u.cfg.Interface); err != nil {
@@ -164,88 +150,18 @@ func (cfg *UDPConfig) source() (netip.Addr, error) {
 	return found, nil
 }
 
-// listenUDP binds to exactly at; net.ListenPacket would take a group for all
-// addresses. What comes in on another interface than ifi, unless that is nil,
-// is not from a peer.
-func listenUDP(at netip.AddrPort, ifi *net.Interface) (*net.UDPConn, error) {
-	family := unix.AF_INET
-	if at.Addr().Is6() {
-		family = unix.AF_INET6
+// listen binds to exactly at. What comes in on another interface than that of
+// the peers is not from a peer. No datagram is fragmented.
+func (cfg *UDPConfig) listen(at netip.AddrPort) (*net.UDPConn, error) {
+	how := multicast.Config{Buffer: receiveBuffer, DontFragment: true}
+	if cfg.Interface != nil {
+		how.Device = cfg.Interface.Name
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("UDP socket: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "udp")
-	defer f.Close() // FilePacketConn has its own
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		// Without CAP_NET_ADMIN as much as net.core.rmem_max allows.
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
-			return nil, fmt.Errorf("receive buffer: %w", err)
-		}
-	}
-	if err := onlyOurs(fd, at.Addr().Is6()); err != nil {
-		return nil, err
-	}
-	if ifi != nil {
-		if err := unix.BindToDevice(fd, ifi.Name); err != nil {
-			return nil, fmt.Errorf("bind to interface %s: %w", ifi.Name, err)
-		}
-	}
-	sa, err := sockaddr(at)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Bind(fd, sa); err != nil {
+	c, err := multicast.Listen(at, how)
+	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, taken("UDP", at, err)
 	}
-	c, err := net.FilePacketConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("UDP socket: %w", err)
-	}
-	return c.(*net.UDPConn), nil
-}
-
-// onlyOurs sees to it that the socket hears the groups that it joined itself
-// only, else it hears every group that anybody on this machine joined (ip(7),
-// IP_MULTICAST_ALL), and that no datagram is fragmented.
-func onlyOurs(fd int, v6 bool) error {
-	type option struct {
-		name             string
-		level, opt, with int
-	}
-	options := []option{
-		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
-		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
-	}
-	if v6 {
-		options = []option{
-			{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
-			{"IPV6_MULTICAST_ALL", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0},
-			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
-		}
-	}
-	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.with); err != nil {
-			return fmt.Errorf("%s: %w", o.name, err)
-		}
-	}
-	return nil
-}
-
-func sockaddr(at netip.AddrPort) (unix.Sockaddr, error) {
-	if at.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
-	}
-	sa := &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
-	if zone := at.Addr().Zone(); zone != "" {
-		ifi, err := net.InterfaceByName(zone)
-		if err != nil {
-			return nil, fmt.Errorf("interface %s: %w", zone, err)
-		}
-		sa.ZoneId = uint32(ifi.Index)
-	}
-	return sa, nil
+	return c, err
 }
 
 func taken(what string, at netip.AddrPort, err error) error {
@@ -256,19 +172,8 @@ func taken(what string, at netip.AddrPort, err error) error {
 }
 
 func (u *UDP) join(ifi *net.Interface) error {
-	if pc, ok := u.pc.(*ipv6.PacketConn); ok {
-		return errors.Join(
-			ipv6.NewPacketConn(u.group).JoinGroup(ifi, u.to[0]),
-			pc.SetMulticastInterface(ifi),
-			pc.SetMulticastHopLimit(1),
-			pc.SetMulticastLoopback(false))
-	}
-	pc := u.pc.(*ipv4.PacketConn)
-	return errors.Join(
-		ipv4.NewPacketConn(u.group).JoinGroup(ifi, u.to[0]),
-		pc.SetMulticastInterface(ifi),
-		pc.SetMulticastTTL(1),
-		pc.SetMulticastLoopback(false))
+	group := multicast.NewConn(u.group, u.cfg.IsIPv6())
+	return errors.Join(group.JoinGroup(ifi, u.to[0]), multicast.OnLink(u.pc, ifi))
 }
 
 // Group implements Transport.
@@ -346,7 +251,7 @@ func (u *UDP) sendLocked(datagrams [][]byte, to *net.UDPAddr) (tooLarge error) {
 type Deliverer = func(datagram []byte, from netip.AddrPort, group bool)
 
 // receive hands on what comes to c, one at a time, until it fails.
-func receive(c *net.UDPConn, pc batchConn, one *sync.Mutex, group bool, deliver Deliverer) error {
+func receive(c *net.UDPConn, pc multicast.Conn, one *sync.Mutex, group bool, deliver Deliverer) error {
 	ms := make([]ipv4.Message, receiveBatch)
 	for i := range ms {
 		ms[i].Buffers = [][]byte{make([]byte, MaxDatagram)}
