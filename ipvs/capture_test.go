@@ -1,11 +1,8 @@
 package ipvs
 
 import (
-	"errors"
-	"io"
 	"net"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"sync"
 	"testing"
@@ -145,86 +142,6 @@ func TestBurst(t *testing.T) {
 	t.Logf("%d connections in %v, %.0f/s; %+v", n, took, n/took.Seconds(), s)
 	if s.CaptureDrops != 0 {
 		t.Errorf("%+v", s)
-	}
-}
-
-// TestRecord: every message that the kernel sends for persistent, marked, SIP
-// and plain connections decodes without a drop and encodes to the same bytes.
-// With -v it prints the messages, for kernelsync's testdata.
-func TestRecord(t *testing.T) {
-	if !inside(t) {
-		return
-	}
-	if err := errors.Join(
-		serve(),
-		ipvsadm("-A", "-t", vip+":81", "-s", "rr", "-p", "90"),
-		ipvsadm("-a", "-t", vip+":81", "-r", vip+":81", "-g"),
-		ipvsadm("-A", "-u", vip+":53", "-s", "rr"),
-		ipvsadm("-a", "-u", vip+":53", "-r", vip+":53", "-g"),
-	); err != nil {
-		t.Fatal(err)
-	}
-	sip := errors.Join(
-		exec.Command("modprobe", "ip_vs_pe_sip").Run(),
-		ipvsadm("-A", "-u", vip+":5060", "-s", "rr", "-p", "90", "--pe", "sip"),
-		ipvsadm("-a", "-u", vip+":5060", "-r", vip+":5060", "-g"),
-	)
-	if sip != nil {
-		t.Logf("without SIP: %v", sip)
-	}
-	cfg := testConfig(t)
-	cfg.MaxLen = 1472
-	cfg.BeatRate = 1 // so that few of the printed records are heartbeats
-	tap, err := OpenTap(testLog(t), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := tap.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	call := "INVITE sip:a@b SIP/2.0\r\nCall-ID: 123456789012@10.81.0.1\r\n\r\n"
-	for _, to := range []struct{ network, port, say string }{
-		{"udp", "53", "x"},
-		{"udp", "5060", call},
-		{"tcp", "80", ""},
-		{"tcp", "81", ""},
-	} {
-		var c net.Conn
-		addr := net.JoinHostPort(vip, to.port)
-		if to.network == "tcp" {
-			ln, err := net.Listen("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-		} else {
-			pc, err := net.ListenPacket("udp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer pc.Close()
-		}
-		if c, err = net.Dial(to.network, addr); err != nil {
-			t.Fatal(err)
-		}
-		if to.say != "" {
-			if _, err := io.WriteString(c, to.say); err != nil {
-				t.Fatal(err)
-			}
-		}
-		c.Close()
-	}
-	protos := map[string]int{}
-	for _, c := range messages(t, tap) {
-		protos[kindOf(&c)]++
-	}
-	t.Log(protos)
-	for _, want := range []string{"6 false ", "6 true ", "17 false "} {
-		if protos[want] == 0 {
-			t.Errorf("no record of %q", want)
-		}
 	}
 }
 

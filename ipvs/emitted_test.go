@@ -50,11 +50,11 @@ func TestEmitted(t *testing.T) {
 	if err := serve(); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("ip", "-6", "addr", "add", "2001:db8::100/128", "dev", "lo", "nodad").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "-6", "addr", "add", vip6+"/128", "dev", "lo", "nodad").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	// Without an IPv6 service the kernel does not look at IPv6 packets.
-	if err := ipvsadm("-A", "-t", "[2001:db8::100]:80", "-s", "rr"); err != nil {
+	if err := ipvsadm("-A", "-t", "["+vip6+"]:80", "-s", "rr"); err != nil {
 		t.Fatal(err)
 	}
 	for _, version := range []string{"1", "0"} {

@@ -1,14 +1,9 @@
 package kernelsync
 
 import (
-	"bytes"
 	"encoding/hex"
 	"errors"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"reflect"
-	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -41,27 +36,7 @@ func TestRoundTrip0(t *testing.T) {
 			}
 			conns = append(conns, c)
 		}
-		max := rapid.IntRange(headerSizeV0+recordSizeV0+seqDataSize, 2000).Draw(t, "max")
-		var got []conntable.Connection
-		for rest := conns; len(rest) > 0; {
-			msg, n, err := AppendMessage0(nil, 3, max, rest)
-			if err != nil || n == 0 || len(msg) > max {
-				t.Fatalf("%d records in %d of %d bytes: %v", n, len(msg), max, err)
-			}
-			var d Decoder
-			if err := d.Decode(msg, func(c *conntable.Connection) { got = append(got, clone(c)) }); err != nil {
-				t.Fatalf("%v: %+v", err, d.Counts)
-			}
-			rest = rest[n:]
-		}
-		if len(got) != len(conns) {
-			t.Fatalf("%d of %d came back", len(got), len(conns))
-		}
-		for i := range conns {
-			if !reflect.DeepEqual(got[i], conns[i]) {
-				t.Fatalf("record %d\n got %+v\nwant %+v", i, got[i], conns[i])
-			}
-		}
+		comesBack(t, AppendMessage0, rapid.IntRange(headerSizeV0+recordSizeV0+seqDataSize, 2000).Draw(t, "max"), conns)
 	})
 }
 
@@ -81,37 +56,5 @@ func TestUnsayableInVersion0(t *testing.T) {
 	msg, _, err := AppendMessage0(nil, 1, 1472, []conntable.Connection{seq})
 	if err != nil || len(msg) != headerSizeV0+recordSizeV0 {
 		t.Errorf("%x, %v", msg, err)
-	}
-}
-
-// TestKernelMessages0: every version 0 datagram recorded from a real kernel,
-// on a little-endian machine, decodes without a drop, and encodes to the same
-// bytes again.
-func TestKernelMessages0(t *testing.T) {
-	files, err := filepath.Glob("testdata/v0-*.hex")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("recordings %v, %v", files, err)
-	}
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, line := range strings.Fields(string(text)) {
-			msg, err := hex.DecodeString(line)
-			if err != nil {
-				t.Fatalf("%s:%d: %v", f, i+1, err)
-			}
-			var d Decoder
-			got, err := decodeAll(t, &d, msg)
-			if err != nil || int(msg[0]) != len(got) {
-				t.Errorf("%s:%d: %d of %d records: %v, %+v", f, i+1, len(got), msg[0], err, d.Counts)
-				continue
-			}
-			again, _, err := AppendMessage0(nil, msg[1], MaxSize, got)
-			if err != nil || !bytes.Equal(again, msg) {
-				t.Errorf("%s:%d: encoded again %x, %v\nwant %x", f, i+1, again, err, msg)
-			}
-		}
 	}
 }
