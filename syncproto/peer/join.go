@@ -114,6 +114,7 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 	p.noteFilled()
 	s.coverLocked(p)
 	s.caughtUpLocked(p)
+	s.receiptLocked(p)
 	s.log.Info("pulled", "peer", t.name, "records", st.records)
 }
 
@@ -138,6 +139,7 @@ func (s *Session) coverLocked(source *peerState) {
 		if p != source && p.synced && !p.pulled && !p.pulling {
 			p.pulled, p.pullWanted = true, false
 			s.caughtUpLocked(p)
+			s.receiptLocked(p)
 		}
 	}
 }

@@ -87,9 +87,11 @@ func (p *peerState) receiptSequence() uint64 {
 	return 0
 }
 
-// receiptLocked passes on that p waits for a receipt of what is delivered.
+// receiptLocked passes on that p waits for a receipt of what is delivered. What
+// a pull is to bring is not delivered before that has ended, though nobody asks
+// for the datagrams any more.
 func (s *Session) receiptLocked(p *peerState) {
-	if p.receipt.sequence == 0 || p.receipt.boot != p.boot || !p.gaps.complete(p.receipt.sequence) {
+	if p.receipt.sequence == 0 || p.receipt.boot != p.boot || p.pulling || p.pullWanted || !p.gaps.complete(p.receipt.sequence) {
 		return
 	}
 	select {

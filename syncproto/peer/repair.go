@@ -128,6 +128,7 @@ func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d
 	p.repairs++
 	p.mended += st.records
 	s.caughtUpLocked(p)
+	s.receiptLocked(p)
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("repair", "peer", t.name, "addr", t.addr, "err", err)
 		return
