@@ -156,6 +156,7 @@ func New(cfg Config, now time.Duration) *Core {
 		cfg: cfg, id: ID(cfg.Node), cluster: ClusterID(cfg.Cluster), words: max(1, cfg.Buckets/64), now: now,
 		joinEar: now, started: now, maxLw: Watch(cfg.Lease), lastTick: now, streak: now, heldSince: now,
 		wake: never, frameAt: now, cloneAt: -time.Hour, strangeAt: -time.Hour, since: unlisted,
+		token: cfg.Incarnation, // the answer to a Barrier of an earlier life is none to one of this
 	}
 	for b := range c.releasedAt {
 		c.releasedAt[b] = -time.Hour
@@ -355,7 +356,7 @@ func (c *Core) Foreign(now time.Duration, m Message) {
 		return
 	}
 	c.stats.ForeignVersion++
-	if p := c.addPeer(h.From); p != nil {
+	if p := c.addPeer(h.From); p != nil && !c.livesOn(p, h.Inc) {
 		p.foreign, p.ancient, p.holds, p.lastRx, p.heard = true, true, true, now, false
 	}
 }

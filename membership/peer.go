@@ -246,6 +246,9 @@ func (c *Core) heartbeatFrom(hb *Heartbeat) bool {
 	}
 	if !c.compatible(hb) {
 		c.stats.ForeignShape++
+		if c.livesOn(p, hb.Inc) {
+			return true
+		}
 		p.keep(hb)
 		p.foreign, p.lastRx, p.heard = true, c.now, false
 		p.ancient, p.holds = false, hb.State != Joining || !hb.Open.Empty()

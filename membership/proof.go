@@ -41,6 +41,17 @@ func (c *Core) vouch(hb *Heartbeat) {
 	}
 }
 
+// livesOn reports whether p is heard and has proved itself, in another life than
+// inc, which has not: what inc says may be a recording, and must not make p one
+// with whom this node cannot agree. It is asked to prove itself.
+func (c *Core) livesOn(p *peer, inc uint64) bool {
+	if !p.heard || !c.proven(p) || inc == p.hb.Inc {
+		return false
+	}
+	c.probe(p)
+	return true
+}
+
 // doubt notes when p, who is not proven, was heard first, and asks it.
 func (c *Core) doubt(p *peer) {
 	if c.proven(p) {

@@ -1,8 +1,11 @@
 package membership
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
+
+	"saru/partition"
 )
 
 // recordOf keeps what n says, for haunt.
@@ -150,5 +153,65 @@ func (w *world) hauntAll(until time.Duration) {
 	}
 	if w.now < until {
 		w.after(w.between(0, 2*time.Second), func() { w.hauntAll(until) })
+	}
+}
+
+// Who had another share configuration in an earlier life, and serves by the
+// present one, is not made a foreigner by recordings: it would be waited for by
+// nobody, and another recording, of its farewell, would set its buckets free.
+func TestRecordingsMakeNobodyForeign(t *testing.T) {
+	p := newPair(16)
+	for range 40 {
+		p.interval()
+	}
+	c, other := p.cores[0], p.cores[1]
+	b := c.peer(other.id)
+	if !b.heard || !c.proven(b) || other.open.Len() != 8 {
+		t.Fatalf("not in steady state: %+v", c.Snapshot(p.now))
+	}
+	old := Heartbeat{
+		Header: Header{Share: 1, Cluster: c.cluster, From: other.id, Inc: 77}, N: 5, Lease: simLease, Host: other.cfg.Host, Words: 1, Name: "b",
+	}
+	shape := old
+	shape.Shape = 6
+	for what, recorded := range map[string]func(){
+		"of another share configuration": func() { c.Receive(p.now, &shape) },
+		"of another version":             func() { c.Foreign(p.now, &Fetch{Header: old.Header}) },
+	} {
+		recorded()
+		if !b.heard || b.foreign {
+			t.Errorf("a recording %s makes a living director a foreigner", what)
+		}
+		farewell := old
+		farewell.Shape, farewell.N, farewell.State, farewell.Flags = c.cfg.Shape, 6, Left, FlagLeave
+		c.Receive(p.now, &farewell)
+		if !b.heard || b.inc != other.cfg.Incarnation {
+			t.Errorf("a recording of its farewell, after one %s, is believed", what)
+		}
+		for bucket := range other.open.All() {
+			if c.freeFor(bucket, c.id, c.cfg.Incarnation) {
+				t.Fatalf("and sets its bucket %d free", bucket)
+			}
+		}
+	}
+	// One that lives, and proves it, is heard.
+	c.Receive(p.now, &Proof{Header: old.Header, To: c.id, ToInc: c.cfg.Incarnation})
+	c.Receive(p.now, &shape)
+	if !b.foreign || b.heard {
+		t.Error("a director that was started again with another share configuration is not taken for a foreigner")
+	}
+}
+
+// An answer to a Barrier of an earlier life of this node cannot be taken for one
+// to a Barrier of this.
+func TestBarriersOfAnEarlierLife(t *testing.T) {
+	first := func(inc uint64) uint64 {
+		c := New(Config{Node: "a", Incarnation: inc, Host: 1, Cluster: "c", Share: 1, Buckets: 16, Lease: simLease, Interval: simInterval, Arm: simArm}, 0)
+		p := c.addPeer(ID("b"))
+		c.wait(p, &p.in, partition.FullSet(16), false)
+		return p.in.token
+	}
+	if one, two := first(rand.Uint64()|1), first(rand.Uint64()|1); one == two || one == 0 || two == 0 {
+		t.Errorf("two lives call their first Barrier %d and %d", one, two)
 	}
 }

@@ -258,8 +258,10 @@ func (e *Engine) release(now time.Duration) {
 // rebirth begins a new life with another shape, of which nothing is open.
 func (e *Engine) rebirth(now time.Duration, shape uint64) {
 	drained, frozen := e.core.Draining(), e.core.Frozen()
-	e.lives += e.core.Snapshot(now).N
+	own := e.core.Snapshot(now)
+	e.lives += own.N
 	e.config.Incarnation, e.config.Shape = newIncarnation(), shape
+	e.config.Weight = uint16(own.Members[0].Weight) // it may have been changed since
 	e.core = membership.New(e.config, now)
 	e.core.Drain(now, drained)
 	if frozen {

@@ -103,6 +103,9 @@ func TestReshape(t *testing.T) {
 	}
 	serving()
 
+	if err := e.ask(t.Context(), func(now time.Duration) { e.core.SetWeight(now, 70) }); err != nil {
+		t.Fatal(err)
+	}
 	others = nil
 	answers = []error{errors.New("refused"), fmt.Errorf("lost: %w", nft.ErrUnknown), nil}
 	look("refused", 1, false)
@@ -118,6 +121,9 @@ func TestReshape(t *testing.T) {
 		t.Error("the protocol has another shape than the table")
 	}
 	serving()
+	if weight := snapshot().Members[0].Weight; weight != 70 {
+		t.Errorf("the weight that was set at run time is %d in the new life", weight)
+	}
 	if err := e.ask(t.Context(), func(time.Duration) {
 		if e.armErrors > 0 {
 			t.Errorf("%d heartbeats were not armed: their numbers do not grow", e.armErrors)
