@@ -2,6 +2,7 @@ package usersync_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/ipvs"
 	"saru/ipvs/usersync"
 )
 
@@ -95,6 +97,59 @@ func TestDumpUnderChange(t *testing.T) {
 	healthy(t)
 }
 
+// TestInterruptedDump: whoever begins a dump may go away before its end,
+// and the table may be emptied meanwhile.
+func TestInterruptedDump(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	before := resources(t)
+	cl := dialModule(t)
+	const many = 3000 // far more than one answer holds
+	create := func() {
+		t.Helper()
+		res, err := cl.Create(nil, numberedRange(0, many))
+		results(t, res, err, usersync.Result.Created)
+	}
+	remove := func() {
+		t.Helper()
+		res, err := cl.Delete(nil, numberedRange(0, many))
+		results(t, res, err, func(r usersync.Result) bool { return r.Err() == nil })
+	}
+	create()
+	for i := range 300 {
+		c, err := usersync.Dial()
+		must(t, err)
+		filter := usersync.Filter{}
+		if i%2 == 0 {
+			filter.Protocol = 6 // what is kept of it must go with the dump
+		}
+		must(t, c.BeginDump(filter))
+		must(t, c.Close())
+	}
+	must(t, cl.BeginDump(usersync.Filter{}))
+	// The table is emptied, and filled again, between two answers.
+	remove()
+	n, err := cl.EndDump()
+	must(t, err)
+	t.Logf("%d entries were told after they had gone", n)
+	if n > many/2 {
+		t.Errorf("%d of %d entries were told after they had gone", n, many)
+	}
+	create()
+	for i, n := range dumpNumbers(t, cl, many) {
+		if n != 1 {
+			t.Fatalf("the next dump: entry %d was told %d times", i, n)
+		}
+	}
+	remove()
+	must(t, cl.Close())
+	// A dump that was not ended would hold the module, and its filter memory.
+	unload(t)
+	eventually(t, "as before", func() bool { return before.like(resources(t)) })
+	healthy(t)
+}
+
 // TestLongChains: a table that is far too small, whose buckets do not fit in
 // a message.
 func TestLongChains(t *testing.T) {
@@ -137,4 +192,95 @@ func TestLongChains(t *testing.T) {
 	healthy(t)
 	unload()
 	must(t, command("modprobe", "ip_vs"))
+}
+
+// TestDump: the dump is the table as /proc shows it, in its own namespace.
+func TestDump(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	s := newSite(t)
+	s.serve(t)
+	cl := dialModule(t)
+	const many = 3000
+	start := time.Now()
+	res, err := cl.Create(nil, bulk(many))
+	results(t, res, err, func(r usersync.Result) bool { return r.Created() && r.Bound() })
+	t.Logf("created %d in %v", many, time.Since(start))
+	if n := activeConns(t); n != many {
+		t.Errorf("%d active connections at the real server", n)
+	}
+	for range 5 {
+		_, err := s.dial(t, "tcp4", "82", 10*time.Second)
+		must(t, err)
+	}
+	s.udp(t, 5001, 53)
+
+	got := map[conntable.Key]usersync.Record{}
+	start = time.Now()
+	must(t, cl.Dump(usersync.Filter{}, func(r *usersync.Record) error {
+		if _, twice := got[r.Key]; twice {
+			t.Errorf("told twice: %+v", r.Key)
+		}
+		got[r.Key] = *r
+		return nil
+	}))
+	t.Logf("dumped %d in %v", len(got), time.Since(start))
+	n := 0
+	must(t, ipvs.ReadConns(nil, func(e *ipvs.Entry) error {
+		n++
+		r, ok := got[e.Key]
+		// What expires between the two counts down.
+		if !ok || r.Dest != e.Dest || r.State != e.State || (r.Flags&conntable.FlagSync != 0) != e.Synced ||
+			e.Expires > r.Remaining+time.Second || e.Expires < r.Remaining-20*time.Second {
+			t.Errorf("/proc has %+v, the dump %v %+v", *e, ok, r)
+		}
+		return nil
+	}))
+	if n != len(got) || n != many+5+1+1 {
+		t.Errorf("/proc has %d entries, the dump %d", n, len(got))
+	}
+
+	count := func(f usersync.Filter) (n int) {
+		must(t, cl.Dump(f, func(*usersync.Record) error { n++; return nil }))
+		return n
+	}
+	for _, f := range []struct {
+		usersync.Filter
+		want int
+	}{
+		{usersync.Filter{Protocol: 17}, 1},
+		{usersync.Filter{Virtual: netip.MustParseAddrPort(vip + ":82")}, 6},
+		{usersync.Filter{Dest: netip.MustParseAddrPort(serverIP + ":5353")}, 1},
+		{usersync.Filter{Dest: netip.MustParseAddrPort(absentIP + ":0")}, 0},
+		{usersync.Filter{Protocol: 6, Virtual: netip.MustParseAddrPort("[2001:db8::1]:80")}, 0},
+	} {
+		if n := count(f.Filter); n != f.want {
+			t.Errorf("filter %+v: %d entries, want %d", f.Filter, n, f.want)
+		}
+	}
+	// Interrupted: the next one is whole again.
+	stop := errors.New("enough")
+	if err := cl.Dump(usersync.Filter{}, func(*usersync.Record) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("interrupted dump: %v", err)
+	}
+	if n := count(usersync.Filter{}); n != len(got) {
+		t.Errorf("after an interrupted dump: %d entries", n)
+	}
+	st, err := cl.Stats()
+	must(t, err)
+	if st.Connections != uint64(len(got)) || st.Created != many || st.Refused != 0 || st.TableSize < 256 {
+		t.Errorf("%+v", st)
+	}
+
+	start = time.Now()
+	res, err = cl.Delete(nil, bulk(many))
+	results(t, res, err, func(r usersync.Result) bool { return r.Err() == nil })
+	t.Logf("deleted %d in %v", many, time.Since(start))
+	if n := activeConns(t); n != 0 {
+		t.Errorf("%d active connections left at the real server", n)
+	}
+	if n := count(usersync.Filter{}); n != len(got)-many {
+		t.Errorf("%d entries left", n)
+	}
 }

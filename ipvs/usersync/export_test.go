@@ -33,10 +33,16 @@ func AppendNested(attrs, more []byte) []byte {
 }
 
 // BeginDump asks for a dump and reads one answer of many.
-func (c *Client) BeginDump() error {
-	if err := c.dump.send(c.family.id, unix.NLM_F_DUMP, cmdGet, nil); err != nil {
+func (c *Client) BeginDump(filter Filter) error {
+	if err := c.dump.send(c.family.id, unix.NLM_F_DUMP, cmdGet, filter.attrs()); err != nil {
 		return err
 	}
 	_, err := c.dump.receive()
 	return err
+}
+
+// EndDump reads what BeginDump left, and returns how many entries that were.
+func (c *Client) EndDump() (n int, err error) {
+	err = c.dump.answers(func([]byte) error { n++; return nil })
+	return n, err
 }

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"saru/ipvs/usersync"
 )
 
@@ -20,9 +18,6 @@ func TestWatcher(t *testing.T) {
 	w, err := usersync.OpenWatcher()
 	must(t, err)
 	defer w.Close()
-	unload := func() {
-		eventually(t, "module unloaded", func() bool { return unix.DeleteModule("ip_vs_user_sync", unix.O_NONBLOCK) == nil })
-	}
 	blocks := func(when string) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -32,15 +27,15 @@ func TestWatcher(t *testing.T) {
 		}
 	}
 	blocks("loaded before it watched")
-	unload()
+	unload(t)
 	must(t, insmod())
-	unload()
+	unload(t)
 	blocks("loaded, and unloaded again")
 	must(t, insmod())
 	must(t, w.Wait(t.Context()))
 	blocks("told once")
 	done := make(chan error, 1)
-	unload()
+	unload(t)
 	go func() { done <- w.Wait(t.Context()) }()
 	must(t, insmod())
 	must(t, <-done)
