@@ -34,7 +34,7 @@ func Check(w io.Writer, s *Settings) error {
 	fmt.Fprintf(w, "IPVS           %s\n", verdict(probeIPVS()))
 	if len(s.VIPs) > 0 {
 		printObstacles(w, s)
-		printAnswers(w, s)
+		printFlooding(w, s, printAnswers(w, s))
 	}
 	for _, o := range s.Others {
 		fmt.Fprintf(w, "share %-8d %s on %s, MAC %v, %d buckets by %v\n", o.ID, vipList(o.VIPs), o.Interface, o.MAC, o.Buckets, o.Sense)
@@ -52,8 +52,8 @@ func Check(w io.Writer, s *Settings) error {
 const answersWithin = 900 * time.Millisecond
 
 // printAnswers says who on the LAN answers for the virtual addresses: nobody,
-// or the directors that serve already.
-func printAnswers(w io.Writer, s *Settings) {
+// or the directors that serve already, of which it reports whether there are any.
+func printAnswers(w io.Writer, s *Settings) (served bool) {
 	var ask []netip.Addr
 	for _, v := range s.VIPs {
 		if v.IsSingleIP() {
@@ -63,13 +63,14 @@ func printAnswers(w io.Writer, s *Settings) {
 	found, err := lan.Probe(context.Background(), s.Interface, ask, answersWithin)
 	if err != nil {
 		fmt.Fprintf(w, "addresses      not asked for: %v\n", err)
-		return
+		return false
 	}
 	for _, a := range ask {
 		switch mac := found[a]; {
 		case mac == nil:
 			fmt.Fprintf(w, "addresses      %v: nobody else on %s answers for it\n", a, s.Interface)
 		case !s.Forward && bytes.Equal(mac, s.MAC):
+			served = true
 			fmt.Fprintf(w, "addresses      %v: served with the shared MAC already\n", a)
 		case s.Forward:
 			fmt.Fprintf(w, "addresses      %v: answered by %v; is that the master?\n", a, mac)
@@ -77,6 +78,7 @@ func printAnswers(w io.Writer, s *Settings) {
 			fmt.Fprintf(w, "addresses      %v: ANSWERED BY %v, which is not the shared MAC: take the address away there, or clients go on there\n", a, mac)
 		}
 	}
+	return served
 }
 
 // printObstacles names what in other people's rules drops the share's packets.

@@ -73,6 +73,7 @@ type daemon struct {
 	lead     chan struct{}
 
 	strangers strangers
+	lanState  lanState
 }
 
 // current returns the settings, with the services that the share is divided by
@@ -125,7 +126,10 @@ func runShare(ctx context.Context, s *Settings, o Options) (err error) {
 		if s.Inside != nil && s.Inside.Interface != s.Interface {
 			tasks = append(tasks, &carrier{s.Inside.Interface, d.engine, make(chan struct{})})
 		}
-		tasks = append(tasks, d.applier, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce})
+		tasks = append(tasks, d.applier, &carrier{s.Interface, d.engine, make(chan struct{})}, task.Func{Name: "announcements", Do: d.announce}, task.Func{Name: "answers", Do: d.watchAnswers})
+		if !s.Forward && s.Backend == backendRules {
+			tasks = append(tasks, task.Func{Name: "floods", Do: d.watchFlood})
+		}
 	}
 	defer context.AfterFunc(ctx, func() { d.tellSystemd(systemd.SdNotifyStopping) })()
 	err = task.Run(inner, o.Ready, tasks...)
@@ -279,10 +283,12 @@ func (d *daemon) openShare() (err error) {
 // is to be taken back.
 func (d *daemon) openLAN(device string, addresses []netip.Prefix, mac net.HardwareAddr, state string) (*lan.LAN, error) {
 	return lan.Open(lan.Config{
-		Interface: device, VIPs: addresses, MAC: mac, Own: d.settings.Forward, State: filepath.Clean(strings.TrimSuffix(d.settings.Socket, ".sock") + state),
-		Answer:  func(netip.Addr) bool { return d.engine.master.Load() },
-		Claimed: d.stranger,
-		Changed: func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
+		Interface: device, VIPs: addresses, MAC: mac, Own: d.settings.Forward,
+		NoRedirects: d.settings.Inside != nil && d.settings.Inside.Interface == d.settings.Interface,
+		State:       filepath.Clean(strings.TrimSuffix(d.settings.Socket, ".sock") + state),
+		Answer:      func(netip.Addr) bool { return d.engine.master.Load() },
+		Claimed:     d.stranger,
+		Changed:     func(what string) { d.log.Warn("somebody changed a sysctl; it is put back", "what", what) },
 	})
 }
 

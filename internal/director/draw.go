@@ -76,6 +76,9 @@ func (st *Status) troubles() (all []string) {
 	for i := range st.Foreigners {
 		add(true, "%s", st.Foreigners[i].text())
 	}
+	for _, says := range st.LAN {
+		add(true, "%s", says)
+	}
 	add(st.Frozen, "planned moves are stopped until 'saru unfreeze'; failures still move shares")
 	if len(st.Share.Addresses) > 0 {
 		add(st.Filter.Why != "", "the kernel's filter cannot be read: %s", st.Filter.Why)

@@ -71,6 +71,10 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 			func(st *Status) { st.Filter.Own, st.Filter.OwnSender = 3, "02:00:00:00:00:07" },
 			[]string{"! 3 packets came to this node's own MAC, last from 02:00:00:00:00:07"},
 		},
+		"storm control": {
+			func(st *Status) { st.LAN = []string{"only 70 % of the bytes come here"} },
+			[]string{"! only 70 % of the bytes come here"},
+		},
 		"a small share": {func(st *Status) { st.Members[0].Buckets, st.Members[1].Buckets = 1, 255 }, []string{"1        #......................."}},
 		"changes": {func(st *Status) {
 			st.Changes = []Event{{Time: time.Now().Add(-90 * time.Second), Kind: "moved", Text: "epoch 3.7: 0-127 from d3 to d2: d3 drains"}}

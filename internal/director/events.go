@@ -40,6 +40,7 @@ const (
 	eventSyncd    = "syncd"
 	eventStranger = "stranger"
 	eventSettings = "settings"
+	eventLAN      = "lan"
 )
 
 // Print writes the event as one line.

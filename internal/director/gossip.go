@@ -31,6 +31,7 @@ type Peer struct {
 	Version string
 	Wants   string
 	MAC     string // where it takes frames, in mode forward
+	Flooded Flooded
 }
 
 // meta is what a node tells of itself by gossip.
@@ -42,6 +43,8 @@ type meta struct {
 	Version string `json:"version"`
 	Wants   string `json:"wants,omitempty"` // the shape that its services ask for
 	MAC     string `json:"mac,omitempty"`   // where it takes frames, in mode forward
+
+	Flooded Flooded `json:"flooded,omitzero"`
 }
 
 // gossip finds the members of the cluster. It is a task.
@@ -187,7 +190,7 @@ func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 	if len(g.ever) < 4*membership.MaxNodes {
 		g.ever[n.Name] = netip.AddrPortFrom(addr.Unmap(), n.Port)
 	}
-	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants, m.MAC}
+	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants, m.MAC, m.Flooded}
 	g.mu.Unlock()
 	g.engine.post(ctx, func(time.Duration) { g.engine.learn(membership.ID(n.Name), at) })
 }

@@ -42,6 +42,8 @@ func (st *Status) scrape(s *metrics.Sink) {
 	s.Counter("silenced_packets_total", "Unknown mid-stream packets met with silence.", st.Filter.Silenced)
 	s.Counter("forwarded_packets_total", "Packets handed to the director of their bucket.", st.Filter.Forwarded)
 	s.Counter("queue_overrun_packets_total", "Packets dropped because user space could not judge them in time.", st.Filter.Overruns)
+	s.Counter("flooded_bytes_total", "Bytes to the shared MAC that were judged; about the same on every director.", st.Filter.Bytes)
+	s.Gauge("lan_troubles", "What is wrong with the LAN, in number; status says what.", float64(len(st.LAN)))
 	s.Counter("stranger_claims_total", "Claims of others that a virtual address is theirs.", st.StrangerClaims)
 	s.Counter("filter_resets_total", "Times that the table was found changed by others.", st.Filter.Resets)
 	s.Gauge("worst_tick_seconds", "By how much a tick was ever late.", st.Engine.WorstTickMS/1000)

@@ -55,6 +55,11 @@ var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // openFrames opens the path of frames to the shared MAC, or to all.
 func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*path, error) {
+	return openFramesOf(etherType, ifi, mac, seal.NewSealer(keys, purpose))
+}
+
+// openFramesOf opens a path of frames of some type.
+func openFramesOf(etherType uint16, ifi *net.Interface, mac net.HardwareAddr, sealer *seal.Sealer) (*path, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("heartbeat frames on %s: %w", ifi.Name, err)
@@ -77,7 +82,7 @@ func openFrames(ifi *net.Interface, mac net.HardwareAddr, keys *seal.Keyring) (*
 	frame := append([]byte(nil), mac...)
 	frame = append(frame, ifi.HardwareAddr...)
 	frame = binary.BigEndian.AppendUint16(frame, etherType)
-	p := &path{name: "frame", fd: fd, sealer: seal.NewSealer(keys, purpose), frame: frame}
+	p := &path{name: "frame", fd: fd, sealer: sealer, frame: frame}
 	p.link = unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index, Halen: 6, Addr: address}
 	return p, nil
 }

@@ -31,6 +31,7 @@ type Status struct {
 	Strangers      []Stranger     `json:"strangers"`  // who else claims a virtual address
 	Foreigners     []Foreigner    `json:"foreigners"` // whose heartbeats come and are not acted on
 	StrangerClaims uint64         `json:"stranger_claims"`
+	LAN            []string       `json:"lan"`     // what is wrong with it, as far as this director can see
 	Changes        []Event        `json:"changes"` // the last few of 'saru events'
 	Version        string         `json:"version"`
 
@@ -97,6 +98,7 @@ type FilterStatus struct {
 	Leaks     uint64 `json:"leaked_packets"` // LVS-NAT: real servers' replies to nothing that is known; dropped
 	Settling  int    `json:"settling_buckets"`
 	Waiting   uint64 `json:"queue_waiting_packets"` // backend nfqueue only
+	Bytes     uint64 `json:"flooded_bytes"`         // all that came to the shared MAC and was judged
 	Forwarded uint64 `json:"forwarded_packets"`     // mode forward only: handed to the director of their bucket
 	Copied    uint64 `json:"forwarded_fragments"`   // copies of fragments
 	Overruns  uint64 `json:"queue_overrun_packets"` // dropped: more than could be judged
@@ -173,6 +175,7 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 		st.Why = orElse(unfit, st.Why)
 	}
 	st.Strangers, st.StrangerClaims = d.strangers.now(time.Now())
+	st.LAN = d.lanState.all()
 	st.Changes, _ = d.engine.events.after(0, changesShown)
 	return st, nil
 }
@@ -236,7 +239,7 @@ func (d *daemon) filterStatus(st *Status) {
 			o.Forwarded, o.Copied = to.Forwarded, to.Copied
 		}
 	}
-	o.Waiting, o.Overruns = f.Waiting, f.Overruns
+	o.Waiting, o.Overruns, o.Bytes = f.Waiting, f.Overruns, f.Bytes
 	o.Leaks = f.Leaks
 	o.Settling, o.Intact = f.Settling.Len(), f.Intact
 	if f.OwnSender != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,10 @@ type Config struct {
 	// Own says that the virtual addresses are behind the interface's own MAC, on
 	// each director another: who answers gets the frames (package forward).
 	Own bool
+
+	// NoRedirects says that packets are forwarded by way of the interface to
+	// others on the same LAN, which must not learn of a shorter way.
+	NoRedirects bool
 
 	// Claimed is told of everybody else who says that a virtual address is its
 	// own, each time. It is called from Run's goroutines, and must not wait. Nil:
@@ -113,17 +118,24 @@ func Open(cfg Config) (_ *LAN, err error) {
 			return nil, err
 		}
 	}
+	if l.has4() {
+		if _, err := l.state.loosen(cfg.Interface); err != nil {
+			return nil, err
+		}
+	}
 	return l, l.addLocal()
 }
 
 // settings are the sysctls that the addresses need.
 func (l *LAN) settings() []setting {
-	for _, v := range l.cfg.VIPs {
-		if v.Addr().Is4() {
-			return settings(l.cfg.Interface)
-		}
+	if !l.has4() {
+		return nil
 	}
-	return nil
+	return settings(l.cfg.Interface, l.cfg.NoRedirects)
+}
+
+func (l *LAN) has4() bool {
+	return slices.ContainsFunc(l.cfg.VIPs, func(v netip.Prefix) bool { return v.Addr().Is4() })
 }
 
 func (l *LAN) openND(ifi *net.Interface) (err error) {

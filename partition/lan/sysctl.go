@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -15,13 +16,50 @@ type setting struct{ key, value string }
 // settings are those of an interface with virtual IPv4 addresses: the kernel
 // must neither answer ARP for them nor name them in its own requests
 // (Documentation/networking/ip-sysctl.rst; the larger of all and the
-// interface's counts).
-func settings(device string) (all []setting) {
+// interface's counts). With noRedirects it must not tell who sends by way of it
+// that there is a shorter way, either.
+func settings(device string, noRedirects bool) (all []setting) {
 	for _, where := range []string{"all", device} {
-		all = append(all, setting{"net/ipv4/conf/" + where + "/arp_ignore", "1"},
-			setting{"net/ipv4/conf/" + where + "/arp_announce", "2"})
+		all = append(all, setting{conf(where, "arp_ignore"), "1"}, setting{conf(where, "arp_announce"), "2"})
+		if noRedirects {
+			all = append(all, setting{conf(where, "send_redirects"), "0"})
+		}
 	}
 	return all
+}
+
+func conf(where, name string) string { return "net/ipv4/conf/" + where + "/" + name }
+
+// The values of rp_filter (RFC 3704).
+const (
+	strictReverse = 1 // drops what comes by another interface than answers would leave by
+	looseReverse  = 2 // drops what no answer could reach
+)
+
+// loosen makes a strict reverse path filter of an interface loose: a director's
+// way back to the clients need not be the way that they came. It returns what
+// it has changed, or "". An interface that filters by nothing stays so.
+func (s *state) loosen(device string) (changed string, err error) {
+	in, all := conf(device, "rp_filter"), conf("all", "rp_filter")
+	effective := 0
+	for _, key := range []string{in, all} {
+		text, err := readSysctl(key)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil // the interface is gone for now
+		}
+		n, nerr := strconv.Atoi(text)
+		if err = errors.Join(err, nerr); err != nil {
+			return "", fmt.Errorf("lan: sysctl: %w", err)
+		}
+		effective = max(effective, n)
+	}
+	if effective != strictReverse {
+		return "", nil
+	}
+	if err := s.set(in, strconv.Itoa(looseReverse)); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s was strict, must be loose (%d)", strings.ReplaceAll(in, "/", "."), looseReverse), nil
 }
 
 func path(key string) string { return "/proc/sys/" + key }
@@ -95,6 +133,15 @@ func (l *LAN) keepSettings() (changed []string, err error) {
 			return changed, err
 		}
 		changed = append(changed, fmt.Sprintf("%s was %s, must be %s", strings.ReplaceAll(s.key, "/", "."), now, s.value))
+	}
+	if l.has4() {
+		loosened, err := l.state.loosen(l.cfg.Interface)
+		if err != nil {
+			return changed, err
+		}
+		if loosened != "" {
+			changed = append(changed, loosened)
+		}
 	}
 	return changed, nil
 }

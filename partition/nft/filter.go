@@ -60,6 +60,7 @@ type Filter struct {
 	last     counts   // as last read from this one
 
 	earlierBuckets []BucketStats // of elements that were replaced
+	earlierBytes   uint64        // likewise
 	lastBuckets    []bucketCount // as last read
 }
 

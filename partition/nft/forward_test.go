@@ -109,30 +109,18 @@ func TestForward(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(c.directors), func(t *testing.T) {
 			c.plan.Seed = rand.Uint32()
-			t.Logf("seed %#x", c.plan.Seed)
 			divider, err := partition.NewDivider(c.plan)
 			if err != nil {
 				t.Fatal(err)
 			}
 			w, all := openForwarding(t, c.directors, c.plan)
 			w.beat(1)
-			out := w.client.wire("eth0")
 			for _, d := range w.directors {
 				d.route(append(c.plan.VIPs, partition.Hosts(vip)...), w.client.mac("eth0"))
 				d.run("ip addr add 10.9.0.100/32 dev lo")
 				d.witness()
 			}
-			g := &generator{Rand: rand.New(rand.NewPCG(uint64(c.plan.Seed), 0)), vips: c.plan.VIPs}
-			var sent []generated
-			for number := range packets {
-				p := g.packet(number + 1)
-				to := w.directors[number/16%len(w.directors)]
-				out.to = to.own
-				for _, piece := range p.pieces {
-					out.send(p.is4(), piece)
-				}
-				sent = append(sent, p)
-			}
+			sent := w.spread(c.plan, packets)
 			w.mustTakeOne(divider, sent)
 			for i, f := range all {
 				if s, err := f.Stats(); err != nil || s.Forwarded < uint64(packets/10) || s.Copied == 0 {
@@ -141,6 +129,23 @@ func TestForward(t *testing.T) {
 			}
 		})
 	}
+}
+
+// spread sends generated packets to one director at a time.
+func (w *network) spread(plan partition.Plan, packets int) (sent []generated) {
+	w.t.Helper()
+	w.t.Logf("seed %#x", plan.Seed)
+	out := w.client.wire("eth0")
+	g := &generator{Rand: rand.New(rand.NewPCG(uint64(plan.Seed), 0)), vips: plan.VIPs, full: w.behind}
+	for number := range packets {
+		p := g.packet(number + 1)
+		out.to = w.directors[number/16%len(w.directors)].own
+		for _, piece := range p.pieces {
+			out.send(p.is4(), piece)
+		}
+		sent = append(sent, p)
+	}
+	return sent
 }
 
 // mustTakeOne asserts that each packet is taken once, where it belongs.

@@ -14,6 +14,7 @@ import (
 type generator struct {
 	*rand.Rand
 	vips []netip.Prefix
+	full bool // no packet ends before its transport header does
 }
 
 // A generated packet, numbered in its IPv4 identification or IPv6 flow label.
@@ -101,7 +102,11 @@ func (g *generator) payload(dst netip.Addr) (kind string, proto byte, b []byte) 
 	case 8, 9, 10:
 		return g.icmpError(dst)
 	}
-	switch g.IntN(4) {
+	odd := g.IntN(4)
+	if g.full {
+		odd = 2 + odd%2
+	}
+	switch odd {
 	case 0:
 		return "half a UDP header", partition.UDP, g.bytes(g.IntN(8))
 	case 1:

@@ -141,7 +141,7 @@ func TestInside(t *testing.T) {
 		// Behind the judgement. It lets nothing leave: the copies that a bridge
 		// makes share their bytes, and a director that cut a datagram into
 		// fragments again would write into the others' (ip_do_fragment).
-		d.witnessAt(nftables.ChainHookForward, 50, "eth1", insideMAC)
+		d.witnessAt("witness", nftables.ChainHookForward, 50, "eth1", insideMAC)
 		d.run("nft add chain inet witness last { type filter hook forward priority 51 ; policy drop ; }")
 		w.directors = append(w.directors, d)
 	}

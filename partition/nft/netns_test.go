@@ -144,6 +144,7 @@ type director struct {
 	lan    *lan.LAN
 	owns   partition.Set
 	own    net.HardwareAddr // where frames come to it, if not to the shared MAC
+	shared net.HardwareAddr // that is not sharedMAC, of another share
 	mu     sync.Mutex
 	heard  map[uint32]int // datagram number -> copies
 	conns  []net.Conn
@@ -163,6 +164,7 @@ type network struct {
 	sw        *host
 	client    *host
 	directors []*director
+	behind    bool // IPVS is behind the filters
 	next      uint32
 }
 

@@ -90,35 +90,39 @@ func TestPackets(t *testing.T) {
 				w.beSettling()
 			}
 			w.beat(1)
-			out := w.client.wire("eth0")
 			for _, d := range w.directors {
 				d.route(cfg.Plan.VIPs, w.client.mac("eth0"))
 				d.witness()
 			}
-			g := &generator{Rand: rand.New(rand.NewPCG(uint64(cfg.Plan.Seed), 0)), vips: cfg.Plan.VIPs}
-			t.Logf("seed %#x", cfg.Plan.Seed)
-			var sent []generated
-			for len(sent) < packets {
-				batch := make([]generated, 0, 32)
-				for range cap(batch) {
-					batch = append(batch, g.packet(len(sent)+len(batch)+1))
-				}
-				frames := 0
-				for _, p := range batch {
-					for _, piece := range p.pieces {
-						out.send(p.is4(), piece)
-						frames++
-					}
-				}
-				sent = append(sent, batch...)
-				for _, d := range w.directors {
-					d.frames += frames
-					d.await(d.frames)
-				}
-			}
-			w.mustTake(divider, sent)
+			w.mustTake(divider, w.flood(cfg, packets))
 		})
 	}
+}
+
+// flood sends generated packets to the shared MAC, and returns them when each
+// director has judged all.
+func (w *network) flood(cfg nft.Config, packets int) (sent []generated) {
+	w.t.Helper()
+	w.t.Logf("seed %#x", cfg.Plan.Seed)
+	out := w.client.wire("eth0")
+	out.to = cfg.MAC
+	g := &generator{Rand: rand.New(rand.NewPCG(uint64(cfg.Plan.Seed), 0)), vips: cfg.Plan.VIPs, full: w.behind}
+	for len(sent) < packets {
+		frames := 0
+		for range 32 {
+			p := g.packet(len(sent) + 1)
+			for _, piece := range p.pieces {
+				out.send(p.is4(), piece)
+				frames++
+			}
+			sent = append(sent, p)
+		}
+		for _, d := range w.directors {
+			d.frames += frames
+			d.await(d.frames)
+		}
+	}
+	return sent
 }
 
 // beMoving gives each director the rest of some buckets of the next.
@@ -274,9 +278,12 @@ func (d *director) route(vips []netip.Prefix, client string) {
 
 // witness makes a table that counts the frames to the shared MAC as they come,
 // and behind all chains of the filter notes every packet by its number.
-func (d *director) witness() { d.witnessAt(nftables.ChainHookInput, 120, "eth0", d.takes()) }
+func (d *director) witness() {
+	d.t.Helper()
+	d.witnessAt("witness", nftables.ChainHookInput, 120, "eth0", d.takes())
+}
 
-func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriority, device string, mac net.HardwareAddr) {
+func (d *director) witnessAt(table string, hook *nftables.ChainHook, last nftables.ChainPriority, device string, mac net.HardwareAddr) {
 	d.t.Helper()
 	d.do(func() error {
 		c, err := nftables.New(nftables.AsLasting())
@@ -285,8 +292,8 @@ func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriori
 		}
 		d.t.Cleanup(func() { c.CloseLasting() })
 		d.conn = c
-		d.noted = c.AddTable(&nftables.Table{Name: "witness", Family: nftables.TableFamilyINet})
-		early := c.AddTable(&nftables.Table{Name: "witness", Family: nftables.TableFamilyNetdev})
+		d.noted = c.AddTable(&nftables.Table{Name: table, Family: nftables.TableFamilyINet})
+		early := c.AddTable(&nftables.Table{Name: table, Family: nftables.TableFamilyNetdev})
 		first := nftables.ChainPriority(-100)
 		ingress := c.AddChain(&nftables.Chain{
 			Name: "ingress", Table: early, Type: nftables.ChainTypeFilter,
@@ -303,31 +310,40 @@ func (d *director) witnessAt(hook *nftables.ChainHook, last nftables.ChainPriori
 			Name: "input", Table: d.noted, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &last,
 		})
 		for _, is4 := range []bool{true, false} {
-			set := d.numbers(is4)
-			if err := c.AddSet(set, nil); err != nil {
+			if err := c.AddSet(d.numbers(is4), nil); err != nil {
 				return err
 			}
-			// IPv4 identification, or IPv6 flow label.
-			offset, proto := uint32(0), byte(unix.NFPROTO_IPV6)
-			if is4 {
-				offset, proto = 2, unix.NFPROTO_IPV4
-			}
-			c.AddRule(&nftables.Rule{Table: d.noted, Chain: input, Exprs: []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+			c.AddRule(&nftables.Rule{Table: d.noted, Chain: input, Exprs: d.note(is4,
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mac},
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-				&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE},
-			}})
+			)})
 		}
 		return c.Flush()
 	})
+}
+
+// note is a rule that notes the number of a packet of a family: the IPv4
+// identification, or the IPv6 flow label.
+func (d *director) note(is4 bool, match ...expr.Any) []expr.Any {
+	offset, proto, set := uint32(0), byte(unix.NFPROTO_IPV6), d.numbers(is4)
+	if is4 {
+		offset, proto = 2, unix.NFPROTO_IPV4
+	}
+	all := append([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+	}, match...)
+	return append(all,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE})
 }
 
 // takes returns the MAC whose frames the director takes.
 func (d *director) takes() net.HardwareAddr {
 	if d.own != nil {
 		return d.own
+	}
+	if d.shared != nil {
+		return d.shared
 	}
 	return sharedMAC
 }

@@ -225,6 +225,7 @@ func (f *Filter) readBuckets() (d Desired, err error) {
 			now[b].holding = h
 			if e.Counter != nil {
 				now[b].packets[i] = e.Counter.Packets
+				now[b].bytes += e.Counter.Bytes
 			}
 		}
 	}

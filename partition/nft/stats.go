@@ -35,6 +35,12 @@ type Stats struct {
 	Waiting  uint64 // for a verdict, now
 	Overruns uint64 // dropped: more than user space could judge
 
+	// Bytes is what all packets had that were judged, those of others too, from
+	// their IP headers on. Every director on the LAN gets the same, but for some
+	// 4 %: a receiver may merge segments, and counts the headers of one. 0 with
+	// Queues.
+	Bytes uint64
+
 	OwnSender net.HardwareAddr // last sender to the own MAC within an hour, or nil
 	Open      partition.Set
 	Rest      partition.Set
@@ -69,6 +75,7 @@ func (s *BucketStats) add(c bucketCount) {
 type bucketCount struct {
 	holding holding
 	packets [2]uint64
+	bytes   uint64 // of both
 }
 
 // counted notes what was just read. A counter that went back belongs to a new
@@ -77,9 +84,18 @@ func (f *Filter) counted(now []bucketCount) {
 	for b, c := range now {
 		if was := f.lastBuckets[b]; c.holding != was.holding || c.packets[0] < was.packets[0] || c.packets[1] < was.packets[1] {
 			f.earlierBuckets[b].add(was)
+			f.earlierBytes += was.bytes
 		}
 	}
 	f.lastBuckets = now
+}
+
+func (f *Filter) bytesLocked() uint64 {
+	sum := f.earlierBytes
+	for _, c := range f.lastBuckets {
+		sum += c.bytes
+	}
+	return sum
 }
 
 // Buckets returns what came for each bucket. Error: ErrGone, or the kernel's.
@@ -118,7 +134,7 @@ func (f *Filter) Stats() (Stats, error) {
 	if err != nil {
 		return s, f.gone("read buckets", err)
 	}
-	s.Open, s.Rest = d.Open, d.Rest
+	s.Open, s.Rest, s.Bytes = d.Open, d.Rest, f.bytesLocked()
 	for _, b := range f.bucketsLocked() {
 		s.Foreign += b.OpenForeign + b.RestForeign
 	}
