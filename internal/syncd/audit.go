@@ -209,7 +209,7 @@ func (a *audit) unknown(k *Entry) {
 func (a *audit) kernelIsRight(k *Entry, r *conntable.Record) {
 	switch longer := k.Remaining - r.Remaining; {
 	case !tellable(k):
-	case r.Deleted && r.Version.Node != a.e.self: // before it came here
+	case r.Deleted && r.Version.Node != a.e.self && !a.usedSince(k, r): // before it came here
 		a.delete(k)
 	case r.Deleted || k.Dest != r.Dest || k.State != r.State:
 		a.tell(k, r, k.Timeout)
@@ -229,6 +229,14 @@ func (a *audit) kernelIsRight(k *Entry, r *conntable.Record) {
 	}
 }
 
+// usedSince reports whether packets came to an entry of the kernel's after r was
+// told: it is not that one, or lives on. What is told to the kernel begins with
+// what remains, as if it had been idle for the rest of its timeout.
+func (a *audit) usedSince(k *Entry, r *conntable.Record) bool {
+	told := time.Duration(a.at.Clock-min(r.Version.Clock, a.at.Clock)) * time.Microsecond
+	return !k.Template && k.Remaining <= k.Timeout && k.Timeout-k.Remaining+exact < told
+}
+
 // tell makes news of an entry, as of when the slice was read. What /proc does
 // not show stays as it was.
 func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
@@ -244,10 +252,18 @@ func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
 	a.add(&a.counts.Told)
 }
 
+// elsewhere reports whether saru says that another director serves k.
+func (a *audit) elsewhere(k *Entry) bool {
+	whose, _ := a.e.owner.Of(time.Now(), &k.Key)
+	return whose == ownership.Elsewhere
+}
+
 // mirrorIsRight tells the kernel again what it has not, of an entry of a
 // peer's. An entry that lives longer than it should in the kernel does no harm.
 func (a *audit) mirrorIsRight(k *Entry, r *conntable.Record) {
 	switch {
+	case r.Deleted && tellable(k) && a.usedSince(k, r) && !a.elsewhere(k):
+		a.tell(k, r, k.Timeout)
 	case r.Deleted:
 		a.delete(k)
 	case a.e.held(r):
@@ -310,6 +326,10 @@ func (a *audit) lacks(r *conntable.Record) {
 	}
 	if r.Version.Clock < conntable.LiveClock {
 		return // nobody vouches for it; it dies by itself
+	}
+	if e.neverHere(r) {
+		a.held++
+		return
 	}
 	if r.Version.Node != e.self {
 		// Ours since a moment ago, and the kernel never had it: nothing that

@@ -227,6 +227,77 @@ func TestAuditDeletesAgain(t *testing.T) {
 	})
 }
 
+// A connection that began here under the key of one that a peer had deleted,
+// and that the kernel did not tell of, is not taken for what was deleted.
+func TestAuditDoesNotDeleteWhatIsUsed(t *testing.T) {
+	for name, saru := range map[string]bool{"saru tells whose it is": true, "nobody tells": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := pair(t, 29)
+				c := tcp(1, established, 900*time.Second)
+				a.capture(c)
+				time.Sleep(5 * time.Second)
+				a.kernel.lost(c.Key)
+				time.Sleep((missedOften + 1) * auditEvery)
+				if _, ok := b.kernel.entry(c.Key); ok {
+					t.Fatal("it was not deleted, so this test shows nothing")
+				}
+				if saru {
+					defer a.serves(t, false)()
+					defer b.serves(t, true)()
+				}
+				time.Sleep(10 * time.Second)
+				again := c
+				again.Dest = realA
+				b.kernel.serve(again)
+				time.Sleep(2*auditEvery + time.Second)
+				if e, ok := b.kernel.entry(c.Key); !ok || b.Status().Audit.Deleted != 0 {
+					t.Errorf("the kernel has %+v, %v; %+v", e, ok, b.Status().Audit)
+				}
+				if e, ok := a.kernel.entry(c.Key); !ok || e.Dest != realA {
+					t.Errorf("the peer's kernel has %+v, %v", e, ok)
+				}
+			})
+		})
+	}
+}
+
+// Connections that this director told of before a power cut, and whose real
+// server it does not know yet, are not gone.
+func TestHeldOfAnEarlierLifeIsNotGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(30)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		c := tcp(3, established, 900*time.Second)
+		b.capture(c)
+		time.Sleep(time.Second)
+		b.stop()
+		target := Target{Virtual: vip, Protocol: 6, Dest: c.Dest}
+		k := newFakeKernel()
+		delete(k.targets, target)
+		b = start(t, network, 2, k)
+		time.Sleep((missedOften + 3) * auditEvery)
+		if st := b.Status(); !b.Synced() || st.Connections.Mirror != 1 || st.Audit.Held != 1 {
+			t.Fatalf("%+v %+v, so this test shows nothing", st.Connections, st.Audit)
+		}
+		if found, err := b.reconcile(fakeTable{}, false); err != nil || found.Gone != 0 {
+			t.Errorf("compared with the module's table: %+v, %v", found, err)
+		}
+		time.Sleep(time.Second)
+		if _, ok := a.kernel.entry(c.Key); !ok || b.Status().Audit.Gone != 0 {
+			t.Errorf("deleted at the peer: %v, %+v", !ok, b.Status().Audit)
+		}
+		k.mu.Lock()
+		k.targets[target] = struct{}{}
+		k.mu.Unlock()
+		time.Sleep(servicesEvery + time.Second)
+		if _, ok := k.entry(c.Key); !ok {
+			t.Error("not injected when the real server appeared")
+		}
+	})
+}
+
 // A connection whose real server is unknown waits for it.
 func TestHeldUntilTheRealServerAppears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -53,6 +53,9 @@ func TestClockJumpsHours(t *testing.T) {
 		nodes[2].stop()
 		nodes[2] = start(t, network, 3, newFakeKernel())
 		time.Sleep(8 * time.Second)
+		if n := nodes[2].kernel.len(); n != conns {
+			t.Errorf("its kernel was told %d of %d connections", n, conns)
+		}
 		closed := tcp(2, finWait, 120*time.Second)
 		nodes[2].capture(closed)
 		time.Sleep(time.Second)

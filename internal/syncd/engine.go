@@ -72,7 +72,7 @@ type Engine struct {
 	node    string
 	self    conntable.NodeID
 	clock   *conntable.Clock
-	born    uint64 // by clock: our own versions below it are of an earlier life
+	born    atomic.Uint64 // by clock: our own versions below it are of an earlier life
 	mono    monotonic
 	table   *conntable.Table
 	session *peer.Session
@@ -125,7 +125,7 @@ func New(cfg Config) *Engine {
 		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
 	}
 	e.table.RefuseLate(e.clock, lateSlack)
-	e.born = e.clock.Now()
+	e.born.Store(e.clock.Now())
 	e.audit = newAudit(e, threadCPU)
 	e.session = peer.NewSession(peer.Config{
 		Node: cfg.Node, Keys: cfg.Keys, Clock: e.clock, Transport: cfg.Transport, Log: cfg.Log,

@@ -41,7 +41,7 @@ func (e *Engine) versionAt(stamp uint64) conntable.Version {
 	if mono := e.mono.now(); mono > stamp {
 		age = (mono - stamp) / uint64(time.Microsecond)
 	}
-	return conntable.Version{Clock: max(e.born, now-min(age, now)), Node: e.self}
+	return conntable.Version{Clock: max(e.born.Load(), now-min(age, now)), Node: e.self}
 }
 
 // Heard takes what the module tells of an entry; nothing of k is kept. The

@@ -34,6 +34,11 @@ func (s servers) has(r *conntable.Record) bool {
 	return false
 }
 
+// neverHere reports whether r, though of our own name, is held: told by an
+// earlier life, and given back by the peers. That the kernel has it not says
+// nothing of the connection.
+func (e *Engine) neverHere(r *conntable.Record) bool { return !e.isOurs(r.Version) && e.held(r) }
+
 // held reports whether the kernel does not know r's real server. It would make
 // an entry that belongs to no real server, is in nobody's counts, drops what
 // it should tunnel, and is not bound when the server appears. So such a

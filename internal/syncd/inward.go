@@ -16,7 +16,7 @@ func (e *Engine) deliver(r *conntable.Record) {
 	if !e.wants(&r.Connection) {
 		return
 	}
-	if r.Version.Node == e.self && !e.isOurs(r.Version) && e.keepFound(r) {
+	if r.Version.Node == e.self && !e.madeNow(r) && e.keepFound(r) {
 		return
 	}
 	var old conntable.Record
@@ -43,6 +43,25 @@ func (e *Engine) deliver(r *conntable.Record) {
 		return
 	}
 	e.toKernel.offer(&res, true)
+}
+
+// madeNow reports whether r, of which a peer says that we made it, is of this
+// life. Where others' wall clocks are ahead of ours an earlier life followed
+// them, and told versions that are higher than the time of our start: those that
+// we do not know are its own, and so is all before them. When we are synced we
+// follow the others, too.
+func (e *Engine) madeNow(r *conntable.Record) bool {
+	var have conntable.Record
+	switch {
+	case !e.isOurs(r.Version):
+		return false
+	case e.Synced() || e.table.Lookup(r.Key, &have) && have.Version.Compare(r.Version) >= 0:
+		return true
+	}
+	for born := e.born.Load(); born <= r.Version.Clock && r.Version.Clock <= conntable.MaxClock; born = e.born.Load() {
+		e.born.CompareAndSwap(born, r.Version.Clock+1)
+	}
+	return false
 }
 
 // keepFound deals with what an earlier life of ours told the peers, about an
@@ -147,7 +166,9 @@ func (e *Engine) renew(conns []conntable.Connection) []conntable.Connection {
 
 // isOurs reports whether v was made here since we started, from what the
 // kernel told.
-func (e *Engine) isOurs(v conntable.Version) bool { return v.Node == e.self && v.Clock >= e.born }
+func (e *Engine) isOurs(v conntable.Version) bool {
+	return v.Node == e.self && v.Clock >= e.born.Load()
+}
 
 // forKernel returns r as the kernel is told it. A TCP or UDP entry gets what
 // remains of its life, and the kernel puts the whole timeout in its place at

@@ -52,7 +52,7 @@ func (e *Engine) reconcile(k dumper, mark bool) (Reconciled, error) {
 	var missing []conntable.Key
 	e.table.Each(func(r *conntable.Record) bool {
 		_, there := seen[maphash.Comparable(seed, r.Key)]
-		if !there && !r.Deleted && r.Version.Node == e.self && r.Version.Compare(before) < 0 {
+		if !there && !r.Deleted && r.Version.Node == e.self && r.Version.Compare(before) < 0 && !e.neverHere(r) {
 			missing = append(missing, r.Key)
 		}
 		return true
