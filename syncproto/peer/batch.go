@@ -56,7 +56,7 @@ func (b *batch) collect(d *drops) {
 	b.groups, b.of, b.runs = b.groups[:0], b.of[:0], b.runs[:0]
 	var g group
 	for i := range b.recs {
-		if !groupOf(&b.recs[i], b.clock, b.self, &g) {
+		if !groupOf(&b.recs[i], b.clock, b.self, &g) || b.version == 1 && isMixed(&b.recs[i]) {
 			d.count(DropUnsayable)
 			b.of = append(b.of, -1)
 			continue

@@ -85,6 +85,7 @@
 //	|  extras, if bit 3: which (8), then per bit                    |
 //	|    0: six 32-bit numbers of struct ip_vs_seq, in then out     |
 //	|    1: length (8), engine's name; length (8), engine's data    |
+//	|    2: real server's address, of the other family (4 or 16 B)  |
 //	+---------------------------------------------------------------+
 //
 //	what  bit 0  addresses are IPv6      bit 4  records name their node

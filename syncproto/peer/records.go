@@ -47,6 +47,7 @@ const (
 const (
 	extraSeq = 1 << iota
 	extraPE
+	extraDest  // the real server's address, of the other family
 	extraKnown = 1<<iota - 1
 )
 
@@ -70,9 +71,14 @@ type group struct {
 	what          uint8
 }
 
+// isMixed reports whether r's real server is of the other address family than
+// its client: IPVS tunnels to such (net/netfilter/ipvs/ip_vs_ctl.c). Version 1
+// cannot say it.
+func isMixed(r *conntable.Record) bool { return r.Dest.Addr().Is4() != r.Client.Addr().Is4() }
+
 // groupOf returns r's group, in a message that has clock and is of self. It
-// reports false for what this protocol cannot say: mixed address families, a
-// state over 255.
+// reports false for what this protocol cannot say: a client and a virtual address
+// of two families, a state over 255.
 func groupOf(r *conntable.Record, clock uint64, self conntable.NodeID, g *group) bool {
 	v6 := !r.Client.Addr().Is4()
 	*g = group{
@@ -95,6 +101,10 @@ func groupOf(r *conntable.Record, clock uint64, self conntable.NodeID, g *group)
 	if r.Seq != nil || r.PEName != "" {
 		g.what |= whatExtras
 	}
+	if isMixed(r) {
+		g.what |= whatExtras
+		g.dest = netip.AddrPortFrom(noAddr(g.what).Addr(), r.Dest.Port())
+	}
 	if r.Version.Node != self {
 		g.what |= whatNode
 	}
@@ -107,7 +117,7 @@ func groupOf(r *conntable.Record, clock uint64, self conntable.NodeID, g *group)
 	}
 	return r.Client.IsValid() && r.Virtual.IsValid() && r.Dest.IsValid() &&
 		r.State <= math.MaxUint8 && r.Timeout >= 0 && r.Version.Clock <= conntable.MaxClock &&
-		r.Virtual.Addr().Is4() == !v6 && r.Dest.Addr().Is4() == !v6 &&
+		r.Virtual.Addr().Is4() == !v6 &&
 		len(r.PEName) <= maxPEName && len(r.PEData) <= math.MaxUint8
 }
 
@@ -306,6 +316,9 @@ func appendExtras(b []byte, r *conntable.Record) []byte {
 	if r.PEName != "" {
 		which |= extraPE
 	}
+	if isMixed(r) {
+		which |= extraDest
+	}
 	b = append(b, which)
 	if r.Seq != nil {
 		for _, s := range [2]conntable.Seq{r.Seq.In, r.Seq.Out} {
@@ -317,6 +330,9 @@ func appendExtras(b []byte, r *conntable.Record) []byte {
 	if r.PEName != "" {
 		b = append(append(b, byte(len(r.PEName))), r.PEName...)
 		b = append(append(b, byte(len(r.PEData))), r.PEData...)
+	}
+	if which&extraDest != 0 {
+		b = appendAddr(b, r.Dest.Addr(), r.Dest.Addr().Is6())
 	}
 	return b
 }
@@ -352,12 +368,15 @@ func (d *decoder) records(b []byte, m *origin, deliver func(*conntable.Record)) 
 			return errGroups
 		}
 		decodeHead(&c, changes, &what, r)
-		for range count {
+		for dest := r.Dest; count > 0; count-- {
 			m.decodeOne(&c, what, r)
 			if c.bad {
 				return errGroups
 			}
 			deliver(r)
+			if what&whatExtras != 0 {
+				r.Dest = dest // the group's
+			}
 		}
 	}
 	return nil
@@ -452,13 +471,13 @@ func (m *origin) decodeOne(c *cursor, what uint8, r *conntable.Record) {
 		r.Remaining = max(0, min(told, r.Timeout)-m.age)
 	}
 	if what&whatExtras != 0 {
-		decodeExtras(c, r)
+		decodeExtras(c, r, m.version)
 	}
 }
 
-func decodeExtras(c *cursor, r *conntable.Record) {
+func decodeExtras(c *cursor, r *conntable.Record, version uint8) {
 	which := c.u8()
-	if which&^uint8(extraKnown) != 0 {
+	if which&^uint8(extraKnown) != 0 || version == 1 && which&extraDest != 0 {
 		c.bad = true
 		return
 	}
@@ -476,5 +495,8 @@ func decodeExtras(c *cursor, r *conntable.Record) {
 		}
 		r.PEName = string(c.take(n))
 		r.PEData = slices.Clone(c.take(int(c.u8())))
+	}
+	if which&extraDest != 0 {
+		r.Dest = netip.AddrPortFrom(c.addr(r.Client.Addr().Is4()), r.Dest.Port())
 	}
 }

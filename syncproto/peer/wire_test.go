@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,6 +83,8 @@ func TestGoldenMessages(t *testing.T) {
 	full.Remaining, full.Version.Node = 60*time.Second, 9
 	full.PEName, full.PEData = "sip", []byte("id")
 	full.Seq = &conntable.SeqPair{In: conntable.Seq{Init: 1, Delta: 2, Prev: 3}, Out: conntable.Seq{Init: 4, Delta: 5, Prev: 6}}
+	mixed := conn("10.1.0.5:40004", 1)
+	mixed.Dest = netip.MustParseAddrPort("[2001:db8::a]:80")
 	six := conn("[2001:db8::1]:40000", 4)
 	six.Virtual, six.Dest = netip.MustParseAddrPort("[2001:db8::100]:80"), netip.MustParseAddrPort("[2001:db8::a]:80")
 	six.Timeout, six.Remaining, six.Deleted = 120*time.Second, 120*time.Second, true
@@ -104,6 +107,9 @@ func TestGoldenMessages(t *testing.T) {
 			7f 3a 06 01 1003 8407 05 0a090064 0050 c0a8060a 1f90
 			0a010003 0000 00000009 e0d403
 			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
+		{"a real server of the other family", body(t, 2, mixed), `
+			47 08 06 01 0003 8407 0a090064 0050
+			0a010005 9c44 04 20010db800000000000000000000000a`},
 		{"version 1, two records", body(t, 1, two...), `
 			02 00 06 01 0003 0050 1f90 0a090064 c0a8060a 8407
 			0a010001 9c40 64
@@ -136,6 +142,9 @@ func TestGoldenMessages(t *testing.T) {
 			t.Errorf("%s:\n got %x\nwant %x", c.name, c.got, want)
 		}
 	}
+	if got := decode(t, body(t, 2, mixed, three[0]), origin{version: 2, clock: 1_000_000}); !reflect.DeepEqual(got, []conntable.Record{three[0], mixed}) {
+		t.Errorf("decoded %+v", got)
+	}
 	for version := uint8(oldestVersion); version <= protocolVersion; version++ {
 		b, clock := encode(t, version, full)
 		if got := decode(t, b, origin{version: version, clock: clock}); !reflect.DeepEqual(got, []conntable.Record{full}) {
@@ -148,7 +157,7 @@ func stripTabs(s string) string { return string(bytes.ReplaceAll([]byte(s), []by
 
 func drawRecord(t *rapid.T) conntable.Record {
 	v6 := rapid.Bool().Draw(t, "v6")
-	addr := func(name string) netip.AddrPort {
+	addr := func(name string, v6 bool) netip.AddrPort {
 		port := rapid.Uint16().Draw(t, name+" port")
 		if v6 {
 			a := netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, name)))
@@ -158,8 +167,8 @@ func drawRecord(t *rapid.T) conntable.Record {
 	}
 	r := conntable.Record{
 		Connection: conntable.Connection{
-			Key:  conntable.Key{Client: addr("client"), Virtual: addr("virtual"), Protocol: rapid.Byte().Draw(t, "protocol")},
-			Dest: addr("dest"), State: uint16(rapid.Byte().Draw(t, "state")),
+			Key:  conntable.Key{Client: addr("client", v6), Virtual: addr("virtual", v6), Protocol: rapid.Byte().Draw(t, "protocol")},
+			Dest: addr("dest", v6 != rapid.Bool().Draw(t, "mixed")), State: uint16(rapid.Byte().Draw(t, "state")),
 			Flags: rapid.Uint32().Draw(t, "flags") & conntable.FlagBackupMask, FWMark: rapid.Uint32().Draw(t, "fwmark"),
 			Timeout: time.Duration(rapid.Uint32Range(1, 1<<20).Draw(t, "timeout")) * time.Second,
 		},
@@ -182,6 +191,11 @@ func TestRecordsComeBackInAnyBatch(t *testing.T) {
 		recs := rapid.SliceOfN(rapid.Custom(drawRecord), 1, 40).Draw(t, "records")
 		limit := rapid.IntRange(500, 2000).Draw(t, "limit")
 		version := rapid.Uint8Range(oldestVersion, protocolVersion).Draw(t, "version")
+		for i := range recs {
+			if r := &recs[i]; version == 1 && isMixed(r) {
+				r.Dest = r.Virtual
+			}
+		}
 		var b batch
 		var d drops
 		m := origin{version: version, sender: self, clock: b.load(recs, version, self, &d)}
@@ -215,14 +229,17 @@ func TestRecordsComeBackInAnyBatch(t *testing.T) {
 }
 
 func TestWhatCannotBeSaid(t *testing.T) {
-	mixed := conn("10.1.0.1:40000", 1)
+	mixed, two := conn("10.1.0.1:40000", 1), conn("10.1.0.1:40000", 1)
 	mixed.Dest = netip.MustParseAddrPort("[2001:db8::1]:80")
-	recs := []conntable.Record{mixed, conn("10.1.0.1:40000", 256), {}, conn("10.1.0.1:1", 1)}
-	var b batch
-	var d drops
-	b.load(recs, protocolVersion, self, &d)
-	if _, n := b.next(nil, 1400); n != 1 || d[DropUnsayable].Load() != 3 {
-		t.Errorf("said %d, counted %d; want 1 and 3", n, d[DropUnsayable].Load())
+	two.Virtual = netip.MustParseAddrPort("[2001:db8::1]:80")
+	recs := []conntable.Record{two, mixed, conn("10.1.0.1:40000", 256), {}, conn("10.1.0.1:1", 1)}
+	for version := uint8(oldestVersion); version <= protocolVersion; version++ {
+		var b batch
+		var d drops
+		b.load(slices.Clone(recs), version, self, &d)
+		if _, n := b.next(nil, 1400); n != int(version) || d[DropUnsayable].Load() != uint64(5-n) {
+			t.Errorf("version %d: said %d, counted %d; want %d and %d", version, n, d[DropUnsayable].Load(), version, 5-version)
+		}
 	}
 }
 
