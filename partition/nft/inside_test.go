@@ -71,7 +71,11 @@ func (g *generator) fromServer(number int) generated {
 	var kind string
 	var proto byte
 	var b []byte
-	switch g.IntN(8) {
+	switch g.IntN(9) {
+	case 8:
+		// It calls a virtual service as a client does, by way of its gateway.
+		dst, kind = vip, "call of a virtual service"
+		proto, b = partition.TCP, g.tcp(high, pick[uint16](g, 80, 443), pick(g, "SYN", "ACK"))
 	case 0, 1:
 		name := pick(g, "SYN-ACK", "ACK", "FIN", "RST")
 		kind, proto, b = "reply "+name, partition.TCP, g.tcp(8080, high, name)
@@ -142,6 +146,7 @@ func TestInside(t *testing.T) {
 		// makes share their bytes, and a director that cut a datagram into
 		// fragments again would write into the others' (ip_do_fragment).
 		d.witnessAt("witness", nftables.ChainHookForward, 50, "eth1", insideMAC)
+		d.alsoAtInput(insideMAC)
 		d.run("nft add chain inet witness last { type filter hook forward priority 51 ; policy drop ; }")
 		w.directors = append(w.directors, d)
 	}

@@ -322,6 +322,22 @@ func (d *director) witnessAt(table string, hook *nftables.ChainHook, last nftabl
 	})
 }
 
+// alsoAtInput notes what passes the input hook, too.
+func (d *director) alsoAtInput(mac net.HardwareAddr) {
+	d.t.Helper()
+	d.do(func() error {
+		last := nftables.ChainPriority(120)
+		local := d.conn.AddChain(&nftables.Chain{
+			Name: "local", Table: d.noted, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: &last,
+		})
+		d.conn.AddRule(&nftables.Rule{Table: d.noted, Chain: local, Exprs: d.note(true,
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mac},
+		)})
+		return d.conn.Flush()
+	})
+}
+
 // note is a rule that notes the number of a packet of a family: the IPv4
 // identification, or the IPv6 flow label.
 func (d *director) note(is4 bool, match ...expr.Any) []expr.Any {

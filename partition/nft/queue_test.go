@@ -92,6 +92,9 @@ func TestQueues(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"Packets", TestPackets},
+		{"PacketsThroughIPVS", TestPacketsThroughIPVS},
+		{"PacketsOfTwoShares", TestPacketsOfTwoShares},
+		{"Forward", TestForward},
 		{"Divide", TestDivide},
 		{"Fragments", TestFragments},
 		{"FragmentFlood", TestFragmentFlood},
