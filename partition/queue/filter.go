@@ -113,8 +113,8 @@ func (f *Filter) Confirm(n uint64) error { return f.table.Confirm(n) }
 
 // Apply makes d what is accepted while the lease lives. When it returns no
 // packet is accepted by what was held before. It waits for the verdicts that
-// are being given, not for other people's transactions. Errors: nft.ErrGone, or
-// the kernel's; nothing is held then.
+// are being given, not for other people's transactions. Errors: nft.ErrGone;
+// nft.ErrUnknown if the table could not be read. Nothing is held then.
 func (f *Filter) Apply(d nft.Desired) error {
 	if !d.Rest.Contains(d.Open) {
 		return errors.New("queue: rest must hold all that is open")
@@ -124,11 +124,8 @@ func (f *Filter) Apply(d nft.Desired) error {
 	}
 	f.share.apply(d)
 	// Reading the table waits for nobody.
-	if _, err := f.table.Stats(); err != nil {
-		f.share.apply(nft.Desired{})
-		return err
-	}
-	return nil
+	_, err := f.table.Stats()
+	return f.share.judged(err)
 }
 
 // Settle is that of nft.Filter.

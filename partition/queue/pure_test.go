@@ -185,3 +185,24 @@ func TestParseCounts(t *testing.T) {
 		}
 	}
 }
+
+// Where the table could not be read after a change nothing is held, and nobody
+// is told that what was held before still is: nobody would serve it then.
+func TestApplyThatCannotBeRead(t *testing.T) {
+	d, err := partition.NewDivider(partition.Plan{VIPs: partition.Hosts(vip), Buckets: 16, Default: partition.Division{Sense: partition.SrcPort}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newShare(d)
+	held := nft.Desired{Open: partition.FullSet(8), Rest: partition.FullSet(16)}
+	for _, c := range []struct{ said, want error }{{nil, nil}, {nft.ErrGone, nft.ErrGone}, {unix.ENOBUFS, nft.ErrUnknown}} {
+		s.apply(held)
+		got := s.judged(c.said)
+		if !errors.Is(got, c.want) || !errors.Is(got, c.said) {
+			t.Errorf("%v: %v, want %v", c.said, got, c.want)
+		}
+		if kept := s.held == held; kept != (c.want == nil) {
+			t.Errorf("%v: what was to be held is: %v", c.said, kept)
+		}
+	}
+}

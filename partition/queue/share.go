@@ -1,6 +1,8 @@
 package queue
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -36,6 +38,20 @@ func (s *share) apply(d nft.Desired) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = d
+}
+
+// judged ends an apply by what reading the table said: with an error nothing is
+// held. Any but nft.ErrGone and nft.ErrUnknown would say that what was held
+// before still is.
+func (s *share) judged(err error) error {
+	if err == nil {
+		return nil
+	}
+	s.apply(nft.Desired{})
+	if errors.Is(err, nft.ErrGone) {
+		return err
+	}
+	return fmt.Errorf("queue: %w: %w", nft.ErrUnknown, err)
 }
 
 // replan changes what decides, with nothing held, and returns what decided

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -26,6 +27,7 @@ type Network struct {
 	mu    sync.Mutex
 	rng   *rand.Rand
 	nodes map[netip.Addr]*Node
+	addrs []netip.Addr // of nodes, ascending
 	loss  float64
 	delay time.Duration
 	cut   map[[2]netip.Addr]bool
@@ -83,6 +85,7 @@ func (n *Network) Node(i int) *Node {
 	}
 	n.mu.Lock()
 	n.nodes[nd.addr] = nd
+	n.addrs = slices.SortedFunc(maps.Keys(n.nodes), netip.Addr.Compare)
 	n.mu.Unlock()
 	return nd
 }
@@ -121,7 +124,8 @@ func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, d := range datagrams {
-		for addr, to := range n.nodes {
+		for _, addr := range n.addrs { // in their order: what is lost is the seed's choice
+			to := n.nodes[addr]
 			if to == nd || !pick(addr) {
 				continue
 			}
