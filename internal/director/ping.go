@@ -1,7 +1,9 @@
 package director
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,6 +30,34 @@ type pinger struct {
 	conn   *icmp.PacketConn // nil while nobody is to be asked
 	next   chan []netip.Addr
 	up     chan struct{}
+	asked  [2]question // the last two
+}
+
+// A question is what one round asks. Answers are not authentic, and that one
+// came decides whom a director waits for: so only who saw the question, on its
+// way to the node, can answer it.
+type question struct {
+	seq   uint16
+	token [8]byte
+}
+
+// ask makes the next question, as the body of an echo request.
+func (p *pinger) ask(seq uint16) []byte {
+	p.asked[1], p.asked[0] = p.asked[0], question{seq: seq}
+	rand.Read(p.asked[0].token[:])
+	return p.asked[0].token[:]
+}
+
+// answers reports whether an ICMP message answers one of the last two questions.
+func (p *pinger) answers(m []byte, id int) bool {
+	const header = 8 // RFC 792: type, code, checksum, identifier, sequence number
+	if len(m) < header || m[0] != byte(ipv4.ICMPTypeEchoReply) || int(binary.BigEndian.Uint16(m[4:])) != id {
+		return false
+	}
+	seq := binary.BigEndian.Uint16(m[6:])
+	return slices.ContainsFunc(p.asked[:], func(q question) bool {
+		return q.seq == seq && q.seq != 0 && bytes.Equal(m[header:], q.token[:])
+	})
 }
 
 func openPinger(log *slog.Logger, s *Settings, e *Engine) (*pinger, error) {
@@ -68,7 +98,7 @@ func (p *pinger) Run(ctx context.Context) error {
 	}
 	id := os.Getpid() & 0xffff
 	buf := make([]byte, 256)
-	for seq := uint16(1); ctx.Err() == nil; seq++ {
+	for seq := uint16(1); ctx.Err() == nil; seq = max(1, seq+1) {
 		select {
 		case nodes := <-p.next:
 			p.retake(ctx, nodes)
@@ -82,7 +112,7 @@ func (p *pinger) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: int(seq)}}
+		m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: int(seq), Data: p.ask(seq)}}
 		b, err := m.Marshal(nil)
 		if err != nil {
 			return fmt.Errorf("ping: %w", err)
@@ -91,7 +121,7 @@ func (p *pinger) Run(ctx context.Context) error {
 			// A node that cannot be reached does not answer; that is all we ask.
 			_, _ = p.conn.WriteTo(b, &net.IPAddr{IP: n.AsSlice()})
 		}
-		if err := p.listen(ctx, buf, id, seq); err != nil {
+		if err := p.listen(ctx, buf, id); err != nil {
 			return err
 		}
 		p.tellReach(ctx)
@@ -128,7 +158,7 @@ func (p *pinger) tellReach(ctx context.Context) {
 }
 
 // listen hears answers until the next question is due.
-func (p *pinger) listen(ctx context.Context, buf []byte, id int, seq uint16) error {
+func (p *pinger) listen(ctx context.Context, buf []byte, id int) error {
 	if err := p.conn.SetReadDeadline(time.Now().Add(p.every)); err != nil {
 		return fmt.Errorf("ping: %w", err)
 	}
@@ -141,7 +171,7 @@ func (p *pinger) listen(ctx context.Context, buf []byte, id int, seq uint16) err
 			return fmt.Errorf("ping: %w", err)
 		}
 		a, ok := from.(*net.IPAddr)
-		if !ok || n < 8 || buf[0] != byte(ipv4.ICMPTypeEchoReply) || int(binary.BigEndian.Uint16(buf[4:])) != id {
+		if !ok || !p.answers(buf[:n], id) {
 			continue
 		}
 		node, _ := netip.AddrFromSlice(a.IP)
@@ -149,10 +179,8 @@ func (p *pinger) listen(ctx context.Context, buf []byte, id int, seq uint16) err
 		if i < 0 {
 			continue
 		}
-		if seq-binary.BigEndian.Uint16(buf[6:]) <= 1 {
-			p.missed[i] = 0
-			p.engine.post(ctx, func(now time.Duration) { p.engine.core.PingOK(now) })
-		}
+		p.missed[i] = 0
+		p.engine.post(ctx, func(now time.Duration) { p.engine.core.PingOK(now) })
 	}
 	return nil
 }
