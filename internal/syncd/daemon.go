@@ -121,7 +121,7 @@ func (d *daemon) openLegacy(log *slog.Logger, s *LegacySettings) (err error) {
 	}
 	d.bridge = NewBridge(d.engine, *s)
 	d.legacy, err = legacy.Open(legacy.Config{
-		Interface: s.Interface, Group: s.Group, SyncID: s.SyncID, Version: s.Version, Log: log, Deliver: d.bridge.Heard,
+		Interface: s.Interface, Group: s.Group, Ports: s.Ports, SyncID: s.SyncID, Version: s.Version, Log: log, Deliver: d.bridge.Heard,
 	})
 	d.bridge.SetLink(d.legacy)
 	return err

@@ -115,19 +115,19 @@ func (l *realLAN) echoAll(conns []net.Conn, what string) {
 // A pair of directors with the kernel's own sync is replaced one at a time,
 // with flows alive.
 func TestLegacyDirectorIsReplaced(t *testing.T) {
-	for _, c := range []struct{ name, version, group string }{
-		{"version 1", "1", ""},
-		{"version 0", "0", ""},
-		{"IPv6", "1", "ff02::81"},
+	for _, c := range []struct{ name, version, ports, group string }{
+		{"version 1", "1", "1", ""},
+		{"version 0", "0", "1", ""},
+		{"several threads over IPv6", "1", "4", "ff02::81"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newRealLAN(t)
-			l.more = legacySection + "version = " + c.version + "\n"
+			l.more = legacySection + "version = " + c.version + "\nports = " + c.ports + "\n"
 			if c.group != "" {
 				l.more += "group = \"[" + c.group + "]:8848\"\n"
 			}
 			l.serve()
-			l.run(0, "sysctl", "-qw", "net.ipv4.vs.sync_version="+c.version)
+			l.run(0, "sysctl", "-qw", "net.ipv4.vs.sync_version="+c.version, "net.ipv4.vs.sync_ports="+c.ports)
 			l.before[0] = l.run(0, "sysctl", "net.ipv4.vs")
 			l.syncThreads(0, c.group)
 			l.via(0)

@@ -291,6 +291,25 @@ func (l *mixLAN) rows(i int) map[string]row {
 	return out
 }
 
+// listed returns what ipvsadm lists on director i, as rows does.
+func (l *mixLAN) listed(i int) map[string]row {
+	l.t.Helper()
+	out := map[string]row{}
+	for line := range strings.Lines(l.run(i, "ipvsadm", "-Lnc")) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[0] == "pro" || strings.HasPrefix(f[3], "127.81.") {
+			continue // the head, or the heartbeat's
+		}
+		var minutes, seconds int
+		if _, err := fmt.Sscanf(f[1], "%d:%d", &minutes, &seconds); err != nil {
+			l.t.Fatalf("%q: %v", line, err)
+		}
+		key := strings.Join(append([]string{f[0], f[3], f[4]}, f[6:]...), " ")
+		out[key] = row{strings.Join(append([]string{f[5], f[2]}, f[6:]...), " "), 60*minutes + seconds}
+	}
+	return out
+}
+
 // differ says how the peer's table differs from the owner's. What talked a
 // moment ago may expire up to half of its time earlier there (refresh.go).
 func differ(owner, peer map[string]row, within func(owner, peer int) bool) (out []string) {
@@ -331,7 +350,10 @@ func (l *mixLAN) same(when string, within func(owner, peer int) bool) {
 	l.t.Helper()
 	var diff []string
 	for start := time.Now(); time.Since(start) < 30*time.Second; time.Sleep(200 * time.Millisecond) {
-		if diff = differ(l.rows(0), l.rows(1), within); len(diff) == 0 {
+		diff = differ(l.rows(0), l.rows(1), within)
+		diff = append(diff, differ(l.listed(0), l.listed(1), within)...)
+		if len(diff) == 0 {
+			l.t.Logf("%s, the kernels agree on %d entries", when, len(l.rows(0)))
 			return
 		}
 	}
@@ -377,7 +399,9 @@ func TestMixedConnectionsOutliveTenFailovers(t *testing.T) {
 	l.reset()
 	for i := range 2 {
 		st := l.status(i)
-		t.Logf("d%d: %+v %+v %+v", i+1, st.Kernel, st.Audit, st.Sent)
+		var text strings.Builder
+		must(t, st.Print(&text))
+		t.Logf("status of %s", text.String())
 		if st.Kernel.Drops != 0 || st.Degraded != "" || st.Templates.Conflicts != 0 {
 			t.Errorf("d%d: %+v %+v %q", i+1, st.Kernel, st.Templates, st.Degraded)
 		}

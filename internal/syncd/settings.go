@@ -39,6 +39,7 @@ type File struct {
 	Legacy struct {
 		Interface string          `toml:"interface"`
 		Group     string          `toml:"group"`
+		Ports     int             `toml:"ports"`
 		SyncID    int             `toml:"syncid"`
 		Version   int             `toml:"version"`
 		Resend    config.Duration `toml:"resend"`
@@ -59,6 +60,7 @@ func DefaultFile() File {
 	f.Kernel.Source = "auto"
 	f.Kernel.Limit = DefaultLimit
 	f.Legacy.Group = legacy.DefaultGroup.String()
+	f.Legacy.Ports = 1
 	f.Legacy.Version = 1
 	f.Legacy.Resend = config.Duration(time.Minute)
 	f.Control.Socket = "/run/saru/syncd.sock"
@@ -200,6 +202,7 @@ func (f *File) checkKernel(s *Settings) error {
 type LegacySettings struct {
 	Interface string
 	Group     netip.AddrPort
+	Ports     int
 	SyncID    uint8
 	Version   int
 	Resend    time.Duration
@@ -214,6 +217,8 @@ func (f *File) checkLegacy(s *Settings) error {
 	switch {
 	case err != nil || !isGroup(group):
 		return config.Bad("legacy.group = %q: must be a multicast address with a port, as the other directors' sync daemons have it: %q unless they were told otherwise, or such as %q", l.Group, legacy.DefaultGroup, legacy.ExampleGroup6)
+	case l.Ports < 1 || l.Ports > legacy.MaxPorts || int(group.Port())+l.Ports > 1<<16:
+		return config.Bad("legacy.ports = %d: must be 1 to %d, net.ipv4.vs.sync_ports of the other directors", l.Ports, legacy.MaxPorts)
 	case l.SyncID < 0 || l.SyncID > 255:
 		return config.Bad("legacy.syncid = %d: must be 0 to 255, that of the other directors' sync daemons", l.SyncID)
 	case l.Version != 0 && l.Version != 1:
@@ -222,13 +227,13 @@ func (f *File) checkLegacy(s *Settings) error {
 		return config.Bad("legacy.resend = %q: must be at least %q", l.Resend.Std(), leastResend)
 	case l.Interface == "":
 		return nil
-	case group == s.UDP.Group:
+	case group.Addr() == s.UDP.Group.Addr() && uint(s.UDP.Group.Port()-group.Port()) < uint(l.Ports):
 		return config.Bad("legacy.group = %q: is sync.group too; use another group or port for one of them", l.Group)
 	}
 	if _, err := config.Interface("legacy.interface", l.Interface); err != nil {
 		return err
 	}
-	s.Legacy = &LegacySettings{l.Interface, group, uint8(l.SyncID), l.Version, l.Resend.Std()}
+	s.Legacy = &LegacySettings{l.Interface, group, l.Ports, uint8(l.SyncID), l.Version, l.Resend.Std()}
 	return nil
 }
 

@@ -50,6 +50,7 @@ func TestSettings(t *testing.T) {
 		{"legacy group", good + "[legacy]\ngroup = \"10.0.0.1:8848\"", `legacy.group = "10.0.0.1:8848": must be a multicast address with a port`},
 		{"legacy group with a zone", good + "[legacy]\ngroup = \"[ff02::81%lo]:8848\"", "must be a multicast address with a port"},
 		{"legacy group taken", good + "[legacy]\ninterface = \"lo\"\ngroup = \"239.192.0.81:8849\"", "is sync.group too"},
+		{"legacy ports", good + "[legacy]\nports = 65", "legacy.ports = 65: must be 1 to 64"},
 		{"legacy sync ID", good + "[legacy]\nsyncid = 256", "legacy.syncid = 256: must be 0 to 255"},
 		{"legacy version", good + "[legacy]\nversion = 2", "legacy.version = 2: must be 1, or 0"},
 		{"legacy flood", good + "[legacy]\nresend = \"1s\"", `legacy.resend = "1s": must be at least "10s"`},
@@ -80,7 +81,7 @@ func TestSettings(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(good+"[legacy]\ninterface = \"lo\"\nsyncid = 7\n"+group), 0o600))
 		s, err = Load(path)
 		must(t, err)
-		if want := (LegacySettings{"lo", want, 7, 1, time.Minute}); s.Legacy == nil || *s.Legacy != want {
+		if want := (LegacySettings{"lo", want, 1, 7, 1, time.Minute}); s.Legacy == nil || *s.Legacy != want {
 			t.Errorf("legacy %+v, want %+v", s.Legacy, want)
 		}
 	}

@@ -24,6 +24,10 @@ var DefaultGroup = netip.MustParseAddrPort("224.0.0.81:8848")
 // ExampleGroup6 is an IPv6 group; the kernel has no default of that family.
 var ExampleGroup6 = netip.MustParseAddrPort("[ff02::81]:8848")
 
+// MaxPorts is how many threads the kernel has at most
+// (net/netfilter/ipvs/ip_vs_ctl.c, IPVS_SYNC_PORTS_MAX).
+const MaxPorts = 64
+
 const (
 	// MaxHeard is how many records a second are handed on at most.
 	MaxHeard = 50_000
@@ -45,12 +49,13 @@ const (
 type Config struct {
 	Interface string         // of the group
 	Group     netip.AddrPort // multicast, IPv4 or IPv6
+	Ports     int            // how many are heard, from the group's on; the kernel's threads have one each
 	SyncID    uint8          // sent; 0 hears all, as the kernel does
 	Version   int            // of the protocol that is sent, 0 or 1; both are heard
 	Log       *slog.Logger
 
-	// Deliver takes each record of a legacy director, on one goroutine of
-	// Run. The Connection and what it points to are valid during the call
+	// Deliver takes the records of legacy directors, one at a time, while Run
+	// runs. The Connection and what it points to are valid during the call
 	// only. Timeout is 0 if it was not told.
 	Deliver func(*conntable.Connection)
 }
@@ -74,7 +79,7 @@ type Link struct {
 	cfg Config
 	up  chan struct{}
 
-	// Of Run's goroutine.
+	// Of what receives, one datagram at a time.
 	dec         kernelsync.Decoder
 	second      int64 // of the clock, in which n records were heard
 	n           int
@@ -96,7 +101,7 @@ type Link struct {
 
 // Open joins the group. An interface that cannot do that is bad input.
 func Open(cfg Config) (*Link, error) {
-	s, err := openSockets(cfg.Interface, cfg.Group)
+	s, err := openSockets(cfg.Interface, cfg.Group, cfg.Ports)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +181,7 @@ func (l *Link) reopen(ctx context.Context) bool {
 			return false
 		case <-tick.C:
 		}
-		if s, err := openSockets(l.cfg.Interface, l.cfg.Group); err == nil {
+		if s, err := openSockets(l.cfg.Interface, l.cfg.Group, l.cfg.Ports); err == nil {
 			l.mu.Lock()
 			l.s = s
 			l.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -179,7 +180,7 @@ func (w *wire) plug() {
 		must(t, testnet.Within(w.there, func() error { there = running("eth0"); return nil }))
 		return there && running("lg0")
 	})
-	must(t, testnet.Within(w.there, func() (err error) { w.peer, err = openSockets("eth0", w.group); return err }))
+	must(t, testnet.Within(w.there, func() (err error) { w.peer, err = openSockets("eth0", w.group, 1); return err }))
 }
 
 func (w *wire) unplug() {
@@ -204,8 +205,8 @@ func (w *wire) say(c ...conntable.Connection) error {
 func (w *wire) heard() []byte {
 	w.t.Helper()
 	buf := make([]byte, 1<<16)
-	w.peer.in.SetReadDeadline(time.Now().Add(10 * time.Second))
-	n, _, err := w.peer.in.ReadFrom(buf)
+	w.peer.in[0].SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, _, err := w.peer.in[0].ReadFrom(buf)
 	must(w.t, err)
 	return buf[:n]
 }
@@ -214,7 +215,7 @@ func (w *wire) heard() []byte {
 func (w *wire) run(version int, deliver func(*conntable.Connection)) *Link {
 	t := w.t
 	t.Helper()
-	l, err := Open(Config{Interface: "lg0", Group: w.group, SyncID: 7, Version: version, Log: slog.New(slog.DiscardHandler), Deliver: deliver})
+	l, err := Open(Config{Interface: "lg0", Group: w.group, Ports: 2, SyncID: 7, Version: version, Log: slog.New(slog.DiscardHandler), Deliver: deliver})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -293,9 +294,15 @@ func testHeard(t *testing.T, group netip.AddrPort) {
 	must(t, w.say(many...))
 	_, err := w.peer.outc.WriteTo(bytes.Repeat([]byte{7}, 100), w.peer.group)
 	must(t, err)
-	testnet.Await(t, "all heard", func() bool { st := l.Stats(); return st.Heard == kernelsync.MaxRecords && st.Decoded.Size == 1 })
+	// And from another of the kernel's threads.
+	second := *w.peer.group
+	second.Port++
+	_, err = w.peer.outc.WriteTo(message(t, conn(1000)), &second)
+	must(t, err)
+	testnet.Await(t, "all heard", func() bool { st := l.Stats(); return st.Heard == kernelsync.MaxRecords+1 && st.Decoded.Size == 1 })
 	mu.Lock()
 	defer mu.Unlock()
+	got = slices.DeleteFunc(got, func(c conntable.Connection) bool { return c.Client == conn(1000).Client })
 	if c := got[3]; c.Client != many[3].Client || c.Timeout != 900*time.Second || c.State != 1 {
 		t.Errorf("%+v", c)
 	}
@@ -344,7 +351,7 @@ func TestBadInterface(t *testing.T) {
 	w := newWire(t, DefaultGroup)
 	w.down()
 	for name, want := range map[string]string{"nope0": "no such interface", "lg0": "is down"} {
-		_, err := Open(Config{Interface: name, Group: DefaultGroup})
+		_, err := Open(Config{Interface: name, Group: DefaultGroup, Ports: 1})
 		if config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want bad input that says %q", name, err, want)
 		}

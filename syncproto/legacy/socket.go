@@ -7,9 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
@@ -26,15 +28,15 @@ const (
 // sockets are a Link's, on the interface as it is now.
 type sockets struct {
 	ifi   *net.Interface
-	in    *net.UDPConn
-	inc   multicast.Conn // of in
+	in    []*net.UDPConn // one for each port
 	outc  *net.UDPConn
 	out   multicast.Conn // of outc
 	group *net.UDPAddr
 	room  int // for a message that is not fragmented, in bytes
 }
 
-func openSockets(name string, group netip.AddrPort) (*sockets, error) {
+// openSockets hears group at as many ports from its own on, and sends to that.
+func openSockets(name string, group netip.AddrPort, ports int) (*sockets, error) {
 	ifi, err := config.Interface("legacy.interface", name)
 	if err != nil {
 		return nil, err
@@ -47,26 +49,32 @@ func openSockets(name string, group netip.AddrPort) (*sockets, error) {
 	if group.Addr().Is6() {
 		s.room = max(1280, ifi.MTU) - ipv6UDPHeaders
 	}
-	if err := s.open(group); err != nil {
+	if err := s.open(group, ports); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
 }
 
-func (s *sockets) open(group netip.AddrPort) (err error) {
+func (s *sockets) open(group netip.AddrPort, ports int) (err error) {
 	v6, any := group.Addr().Is6(), netip.IPv4Unspecified()
 	if v6 {
 		any = netip.IPv6Unspecified()
 	}
-	if s.in, err = s.listen(group); err != nil {
-		return err
-	}
 	if s.outc, err = s.listen(netip.AddrPortFrom(any, 0)); err != nil {
 		return err
 	}
-	s.inc, s.out = multicast.NewConn(s.in, v6), multicast.NewConn(s.outc, v6)
-	if err := errors.Join(s.inc.JoinGroup(s.ifi, s.group), multicast.OnLink(s.out, s.ifi)); err != nil {
-		return config.Bad("legacy.interface = %q: cannot do multicast to %v: %v; use the interface of the directors' sync daemons", s.ifi.Name, group, err)
+	s.out = multicast.NewConn(s.outc, v6)
+	failed := multicast.OnLink(s.out, s.ifi)
+	for i := range uint16(ports) {
+		c, err := s.listen(netip.AddrPortFrom(group.Addr(), group.Port()+i))
+		if err != nil {
+			return err
+		}
+		s.in = append(s.in, c)
+		failed = errors.Join(failed, multicast.NewConn(c, v6).JoinGroup(s.ifi, s.group))
+	}
+	if failed != nil {
+		return config.Bad("legacy.interface = %q: cannot do multicast to %v: %v; use the interface of the directors' sync daemons", s.ifi.Name, group, failed)
 	}
 	return nil
 }
@@ -86,16 +94,21 @@ func (s *sockets) listen(at netip.AddrPort) (*net.UDPConn, error) {
 
 func (s *sockets) close() error {
 	var errs []error
-	for _, c := range []*net.UDPConn{s.in, s.outc} {
-		if c != nil {
-			errs = append(errs, c.Close())
-		}
+	if s.outc != nil {
+		errs = append(errs, s.outc.Close())
+	}
+	for _, c := range s.in {
+		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // interrupt makes receive return.
-func (s *sockets) interrupt() { s.in.SetReadDeadline(time.Unix(1, 0)) }
+func (s *sockets) interrupt() {
+	for _, c := range s.in {
+		c.SetReadDeadline(time.Unix(1, 0))
+	}
+}
 
 // watch returns nil when ctx ends, or why the sockets are no use any more:
 // they are bound to an interface of that name that was deleted.
@@ -118,22 +131,40 @@ func (s *sockets) watch(ctx context.Context) error {
 	}
 }
 
-// receive hands on datagrams until reading fails or is interrupted.
+// receive hands on datagrams, one at a time, until reading fails or is
+// interrupted.
 func (s *sockets) receive(deliver func([]byte)) error {
-	ms := make([]ipv4.Message, receiveBatch)
+	var one sync.Mutex
+	var g errgroup.Group
+	for _, c := range s.in {
+		g.Go(func() error {
+			defer s.interrupt() // one that fails ends all
+			return s.receiveOn(c, func(ms []ipv4.Message) {
+				one.Lock()
+				defer one.Unlock()
+				for i := range ms {
+					deliver(ms[i].Buffers[0][:ms[i].N])
+				}
+			})
+		})
+	}
+	return g.Wait()
+}
+
+func (s *sockets) receiveOn(c *net.UDPConn, deliver func([]ipv4.Message)) error {
+	in := multicast.NewConn(c, s.group.IP.To4() == nil)
+	ms := make([]ipv4.Message, max(1, receiveBatch/len(s.in)))
 	for i := range ms {
 		ms[i].Buffers = [][]byte{make([]byte, maxMessage)}
 	}
 	for {
-		n, err := s.inc.ReadBatch(ms, 0)
+		n, err := in.ReadBatch(ms, 0)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		for i := range ms[:n] {
-			deliver(ms[i].Buffers[0][:ms[i].N])
-		}
+		deliver(ms[:n])
 	}
 }
