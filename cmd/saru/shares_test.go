@@ -13,8 +13,15 @@ import (
 // directors, status tells of both, and what is asked of one goes to the right
 // one.
 func TestTwoShares(t *testing.T) {
+	for _, mode := range []string{"flood", "forward"} {
+		t.Run(mode, func(t *testing.T) { twoShares(t, mode) })
+	}
+}
+
+func twoShares(t *testing.T, mode string) {
 	l := newLab(t, 2, "")
-	l.edit("[share]", "[[share]]\nid = 7\naddresses = [\"10.9.0.107\"]\ninterface = \"eth0\"\ntarget = \"local\"\nsense = \"src-addr,src-port\"\n[[share]]")
+	l.edit("[share]", "[share]\nmode = \""+mode+"\"")
+	l.edit("[share]", "[[share]]\nmode = \""+mode+"\"\nid = 7\naddresses = [\"10.9.0.107\"]\ninterface = \"eth0\"\ntarget = \"local\"\nsense = \"src-addr,src-port\"\n[[share]]")
 	client := l.newNS()
 	l.plug(client, "br0", "client", "10.9.0.1")
 	l.start()
@@ -75,13 +82,16 @@ func TestTwoShares(t *testing.T) {
 	out, err := d2.saru("status")
 	l.must(err)
 	t.Log("\n" + out)
+	if st, err := d2.status(); err != nil || len(st.Foreigners) > 0 {
+		t.Errorf("the shares take each other for foreigners: %+v, %v", st, err)
+	}
 	for _, n := range l.nodes {
 		n.signal(syscall.SIGTERM)
 		if code := n.wait(); code != 0 {
 			t.Errorf("%s: exit status %d", n.name, code)
 		}
 		l.clean(n)
-		if left := l.run(n.ns, "nft list tables"); left != "" {
+		if left := l.run(n.ns, "nft list tables") + l.run(n.ns, "tc filter show dev eth0 ingress"); left != "" {
 			t.Errorf("%s left %s", n.name, left)
 		}
 	}

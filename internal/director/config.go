@@ -141,6 +141,7 @@ type Settings struct {
 	Debug   bool // log more
 
 	Others []*Settings // of the other shares
+	ids    []int       // of all shares, this one too
 	rank   int         // of the share among all, by id
 }
 

@@ -84,7 +84,8 @@ type Engine struct {
 	id                     membership.NodeID
 	host                   uint64
 	share                  uint16
-	unfit                  string // why this node is degraded, or soon will be
+	shares                 []uint16 // of all that this process serves
+	unfit                  string   // why this node is degraded, or soon will be
 
 	plain, out, in []byte
 	to             []netip.AddrPort
@@ -117,6 +118,9 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
 		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
 		onLead: func() {}, noLink: map[string]bool{}, in: make([]byte, maxDgram), drops: map[error]uint64{},
+	}
+	for _, id := range s.ids {
+		e.shares = append(e.shares, uint16(id))
 	}
 	for _, j := range s.Join {
 		e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))
@@ -309,6 +313,9 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 		return
 	case err != nil:
 		e.drops[err]++
+		return
+	}
+	if p.frame != nil && e.ofSibling(m) {
 		return
 	}
 	if ours, name := e.ofOurs(m); !ours {

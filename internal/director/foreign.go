@@ -112,6 +112,13 @@ func (e *Engine) ofOurs(m membership.Message) (ours bool, name string) {
 	return false, hb.Name
 }
 
+// ofSibling reports whether m is of another share of ours. Where there is no
+// shared MAC the frames of all shares go to everybody.
+func (e *Engine) ofSibling(m membership.Message) bool {
+	hb, is := m.(*membership.Heartbeat)
+	return is && hb.Cluster == e.cluster && hb.Share != e.share && slices.Contains(e.shares, hb.Share)
+}
+
 // cloned reports whether m is of another machine that has this node's name.
 func (e *Engine) cloned(m membership.Message) bool {
 	hb, is := m.(*membership.Heartbeat)

@@ -104,6 +104,11 @@ func (f *File) others(first *Settings) (all []*Settings, err error) {
 		}
 		seen, all = append(seen, s), append(all, s)
 	}
+	for _, s := range seen {
+		for _, o := range seen {
+			s.ids = append(s.ids, o.ID)
+		}
+	}
 	return all, nil
 }
 
@@ -140,9 +145,6 @@ func apart(a, b *Settings) error {
 	if a.ID == b.ID {
 		return config.Bad("share.id = %d names two shares; give each its own", a.ID)
 	}
-	if a.Forward || b.Forward {
-		return config.Bad("share.mode = %q: only with a single share", modeForward)
-	}
 	for _, v := range a.VIPs {
 		for _, w := range b.VIPs {
 			if v.Overlaps(w) {
@@ -150,11 +152,45 @@ func apart(a, b *Settings) error {
 			}
 		}
 	}
-	if len(a.MAC) > 0 && bytes.Equal(a.MAC, b.MAC) {
+	// In mode forward all shares of an interface have its own address.
+	if len(a.MAC) > 0 && !(a.Forward && b.Forward) && bytes.Equal(a.MAC, b.MAC) {
 		return config.Bad("share.mac = %q is that of shares %d and %d; give each its own", a.MAC, a.ID, b.ID)
 	}
-	if a.Inside != nil && b.Inside != nil {
-		return config.Bad("share.inside: shares %d and %d have one; the real servers' side belongs to a single share", a.ID, b.ID)
+	return insidesApart(a, b)
+}
+
+// insidesApart refuses real servers of two shares that are not apart: a reply
+// must show by its source, and by the gateway that it is sent to, whose it is.
+func insidesApart(a, b *Settings) error {
+	for _, pair := range [][2]*Settings{{a, b}, {b, a}} {
+		in, other := pair[0].Inside, pair[1]
+		if in == nil {
+			continue
+		}
+		if bytes.Equal(in.MAC, other.MAC) {
+			return config.Bad("share.inside.mac = %q of share %d is share.mac of share %d; give each its own", in.MAC, pair[0].ID, other.ID)
+		}
+		for _, n := range in.Networks {
+			for _, v := range other.VIPs {
+				if n.Overlaps(v) {
+					return config.Bad("share.inside.networks = %q of share %d: the virtual address %s of share %d is in it", n, pair[0].ID, vipText(v), other.ID)
+				}
+			}
+		}
+	}
+	if a.Inside == nil || b.Inside == nil {
+		return nil
+	}
+	if a.Inside.Address == b.Inside.Address || bytes.Equal(a.Inside.MAC, b.Inside.MAC) {
+		return config.Bad("share.inside: shares %d and %d have one gateway, %v at %v and %v at %v; give each its own address and MAC",
+			a.ID, b.ID, a.Inside.Address, a.Inside.MAC, b.Inside.Address, b.Inside.MAC)
+	}
+	for _, n := range a.Inside.Networks {
+		for _, m := range b.Inside.Networks {
+			if n.Overlaps(m) {
+				return config.Bad("share.inside.networks: %v of share %d and %v of share %d overlap; a real server's network belongs to one share", n, a.ID, m, b.ID)
+			}
+		}
 	}
 	return nil
 }

@@ -1,12 +1,15 @@
 package director
 
 import (
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"saru/internal/config"
+	"saru/partition"
 )
 
 const twoShares = `
@@ -41,6 +44,38 @@ func TestSeveralShares(t *testing.T) {
 	}
 	if s.pick(9) != o || s.pick(4) != s || s.pick(1) != nil {
 		t.Error("picked the wrong share")
+	}
+}
+
+// Real servers of two shares must be told apart.
+func TestInsidesOfShares(t *testing.T) {
+	share := func(id int, vip, gateway string, last byte, networks ...string) *Settings {
+		s := &Settings{ID: id, VIPs: partition.Hosts(netip.MustParseAddr(vip)), MAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(id)}}
+		if gateway != "" {
+			s.Inside = &Inside{Interface: "eth1", Address: netip.MustParseAddr(gateway), MAC: net.HardwareAddr{2, 0, 0, 0, 2, last}}
+			for _, n := range networks {
+				s.Inside.Networks = append(s.Inside.Networks, netip.MustParsePrefix(n))
+			}
+		}
+		return s
+	}
+	first := share(1, "10.9.0.100", "192.168.6.1", 1, "192.168.6.0/24")
+	for name, c := range map[string]struct {
+		other *Settings
+		says  string
+	}{
+		"another farm":       {share(2, "10.9.0.101", "192.168.7.1", 2, "192.168.7.0/24"), ""},
+		"no farm":            {share(2, "10.9.0.101", "", 0), ""},
+		"one network":        {share(2, "10.9.0.101", "192.168.6.2", 2, "192.168.6.128/25"), "overlap"},
+		"one gateway":        {share(2, "10.9.0.101", "192.168.6.1", 2, "192.168.7.0/24"), "one gateway"},
+		"one MAC":            {share(2, "10.9.0.101", "192.168.7.1", 1, "192.168.7.0/24"), "one gateway"},
+		"a farm of VIPs":     {share(2, "192.168.6.9", "", 0), "192.168.6.9"},
+		"outside and inside": {func() *Settings { s := share(2, "10.9.0.101", "", 0); s.MAC = first.Inside.MAC; return s }(), "share.mac"},
+	} {
+		err := apart(first, c.other)
+		if (c.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
 	}
 }
 
