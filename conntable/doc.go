@@ -36,6 +36,7 @@
 // is held once by each shard and counted (intern.go). What few connections have
 // at all lies beside (side.go). Memory once taken is kept for the next wave.
 //
+//	Batch   batch.go    many records at a time
 //	shard   table.go    16 of them, by the key's slice; a lock each
 //	 ├ index       index.go    key hash -> chain of entries
 //	 ├ entries     arena.go    id -> entry (entry.go)
@@ -59,7 +60,7 @@
 //     node's wheel really drops the entry does not matter, so expiry at the
 //     rate of thousands a second makes no difference either. A refresh that was
 //     lost is seen, since each that is told has a version of its own; one that
-//     is not worth telling gets none (Extend).
+//     is not worth telling gets none (Hear, Extend).
 //   - A state that was overtaken before the peers were told is not in our
 //     digest at any horizon (keepVersion in table.go).
 //

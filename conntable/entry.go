@@ -94,7 +94,13 @@ func endpointOf(ap netip.AddrPort) endpoint {
 	return endpoint{address{a.As16(), familyOf(a)}, ap.Port()}
 }
 
-func (e endpoint) hint() uint8 { return e.addr[15] + uint8(e.port)*5 + uint8(e.port>>8) }
+func (e endpoint) hash(seed uint64) uint64 {
+	h := mix(seed^(uint64(e.port)<<8|uint64(e.family)), binary.BigEndian.Uint64(e.addr[8:]))
+	if e.family == family6 {
+		h = mix(h, binary.BigEndian.Uint64(e.addr[:]))
+	}
+	return h
+}
 
 func (e *endpoint) netip() netip.AddrPort { return netip.AddrPortFrom(e.address.netip(), e.port) }
 
@@ -106,7 +112,7 @@ type service struct {
 	template bool
 }
 
-func (s service) hint() uint8 { return s.virtual.hint() + s.protocol }
+func (s service) hash(seed uint64) uint64 { return s.virtual.hash(seed + uint64(s.protocol)) }
 
 // A mode is all of a telling that few values stand for.
 type mode struct {
@@ -118,7 +124,9 @@ type mode struct {
 	deleted bool // so that Owned need not look at entries
 }
 
-func (m mode) hint() uint8 { return uint8(m.state) + uint8(m.flags>>4) + uint8(m.node)*16 }
+func (m mode) hash(seed uint64) uint64 {
+	return mix(mix(seed^(uint64(m.flags)<<32|uint64(m.fwmark)), uint64(m.node)<<16|uint64(m.state)), uint64(m.timeout))
+}
 
 func modeOf(r *Record, v Version) mode {
 	return mode{r.Timeout, r.Flags, r.FWMark, v.Node, r.State, r.Deleted}
@@ -204,8 +212,12 @@ func (s *shard) create(k *Key, p *probe) (uint32, *entry) {
 	} else {
 		s.free = s.entries.at(id).chain
 	}
-	sv := serviceOf(k)
-	p.service = s.services.hold(&sv)
+	if sv := &s.services.values[p.service]; sv.holds > 0 {
+		sv.holds++ // so it was not dropped to make room, either
+	} else {
+		sv := serviceOf(k)
+		p.service = s.services.hold(&sv)
+	}
 	e := s.entries.at(id)
 	*e = entry{client: p.client, service: p.service, cport: p.port, bits: p.bits | bitLive}
 	if p.bits == bit6 {

@@ -2,20 +2,22 @@ package conntable
 
 // An interned table gives each different value a small id, and forgets values
 // that nobody holds. It is for what few values stand for in many connections:
-// services, real servers, states.
+// services, real servers, states. It is a hash table with chains through
+// held.next, as many heads as there may be values in values' room.
 //
 // An id cannot wrap: there are never more ids than entries that hold one, and
 // the table's limit keeps these below 1<<30.
 type interned[T internable] struct {
-	ids    map[T]uint32
-	values []held[T]  // by id; 0 is none
-	free   uint32     // head of the free ids, linked by held.next
-	recent [32]uint32 // ids found last, by hint: what is looked for is mostly among them
+	values []held[T] // by id; 0 is none
+	heads  []uint32  // a power of two
+	seed   uint64    // so that nobody outside can choose values of one chain
+	free   uint32    // head of the free ids, linked by held.next
+	turns  uint32    // how often a value came or went
 }
 
 type internable interface {
 	comparable
-	hint() uint8 // tells values apart that are in use together
+	hash(seed uint64) uint64
 }
 
 type held[T internable] struct {
@@ -24,22 +26,23 @@ type held[T internable] struct {
 	next  uint32
 }
 
-func (in *interned[T]) init() {
-	in.ids = map[T]uint32{}
+func (in *interned[T]) init(seed uint64) {
+	in.seed = seed
 	in.values = make([]held[T], 1)
+	in.heads = make([]uint32, 8)
 }
 
 func (in *interned[T]) at(id uint32) *T { return &in.values[id].value }
 
+func (in *interned[T]) head(v *T) *uint32 {
+	return &in.heads[(*v).hash(in.seed)&uint64(len(in.heads)-1)]
+}
+
 // find returns the id of v, or 0.
 func (in *interned[T]) find(v *T) uint32 {
-	recent := &in.recent[(*v).hint()%uint8(len(in.recent))]
-	if h := &in.values[*recent]; h.holds > 0 && h.value == *v {
-		return *recent
-	}
-	id := in.ids[*v]
-	if id != 0 {
-		*recent = id
+	id := *in.head(v)
+	for id != 0 && in.values[id].value != *v {
+		id = in.values[id].next
 	}
 	return id
 }
@@ -55,16 +58,34 @@ func (in *interned[T]) hold(v *T) uint32 {
 }
 
 func (in *interned[T]) add(v *T) uint32 {
+	in.turns++
 	id := in.free
 	if id == 0 {
 		id = uint32(len(in.values))
 		in.values = append(in.values, held[T]{})
+		in.grow()
 	} else {
 		in.free = in.values[id].next
 	}
-	in.values[id] = held[T]{value: *v}
-	in.ids[*v] = id
+	head := in.head(v)
+	in.values[id] = held[T]{value: *v, next: *head}
+	*head = id
 	return id
+}
+
+// grow makes more heads if there may be more values than those. The id that
+// was added last has no value yet.
+func (in *interned[T]) grow() {
+	if len(in.values) <= len(in.heads) {
+		return
+	}
+	in.heads = make([]uint32, 2*len(in.heads))
+	for id := range uint32(len(in.values) - 1) {
+		if h := &in.values[id]; h.holds > 0 {
+			head := in.head(&h.value)
+			h.next, *head = *head, id
+		}
+	}
 }
 
 // release gives one hold of id back.
@@ -74,7 +95,12 @@ func (in *interned[T]) release(id uint32) {
 	if h.holds > 0 {
 		return
 	}
-	delete(in.ids, h.value)
+	in.turns++
+	link := in.head(&h.value)
+	for *link != id {
+		link = &in.values[*link].next
+	}
+	*link = h.next
 	*h = held[T]{next: in.free}
 	in.free = id
 }

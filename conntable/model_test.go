@@ -228,7 +228,7 @@ func TestTableIsAMap(t *testing.T) {
 
 // isEmpty checks that nothing is held of entries that are gone.
 func (s *shard) isEmpty() error {
-	held := s.index.size > 0 || len(s.services.ids)+len(s.dests.ids)+len(s.modes.ids)+len(s.extras) > 0 || s.wheel.next() != 0
+	held := s.index.size > 0 || inUse(&s.services)+inUse(&s.dests)+inUse(&s.modes)+len(s.extras) > 0 || s.wheel.next() != 0
 	free := uint32(0)
 	for id := s.free; id != 0; id = s.entries.at(id).chain {
 		free++
@@ -482,4 +482,15 @@ func TestDigestsForgetWhatIsGone(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// inUse is how many values are held.
+func inUse[T internable](in *interned[T]) int {
+	n := 0
+	for i := range in.values {
+		if in.values[i].holds > 0 {
+			n++
+		}
+	}
+	return n
 }

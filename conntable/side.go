@@ -1,6 +1,9 @@
 package conntable
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Most connections need none of what is here: IPv6 clients, sequence numbers,
 // persistence engines' data. It lies beside the entries, so that they are
@@ -34,6 +37,12 @@ type extra struct {
 	seq    *SeqPair
 	peName string
 	peData []byte
+}
+
+// equal reports whether x is r's.
+func (x *extra) equal(r *Record) bool {
+	return x.peName == r.PEName && slices.Equal(x.peData, r.PEData) &&
+		(x.seq == nil) == (r.Seq == nil) && (x.seq == nil || *x.seq == *r.Seq)
 }
 
 // setExtra keeps r's extras for entry id, or forgets what it had.

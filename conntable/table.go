@@ -34,17 +34,18 @@ type Outcome uint8
 
 // Outcomes.
 const (
-	Added   Outcome = iota // the key was not known
-	Updated                // it was, with an older version
-	Same                   // this very version was there
-	Stale                  // a newer version was there
-	Late                   // the record is past its own deadline
-	Full                   // the key is not known, and the table full of more useful ones
-	Absurd                 // the version is higher than MaxClock
+	Added    Outcome = iota // the key was not known
+	Updated                 // it was, with an older version
+	Same                    // this very version was there
+	Stale                   // a newer version was there
+	Late                    // the record is past its own deadline
+	Full                    // the key is not known, and the table full of more useful ones
+	Absurd                  // the version is higher than MaxClock
+	Extended                // the entry lives on, and nobody need be told (Hear)
 	Outcomes
 )
 
-var outcomeNames = [Outcomes]string{"added", "updated", "same", "stale", "late", "full", "absurd"}
+var outcomeNames = [Outcomes]string{"added", "updated", "same", "stale", "late", "full", "absurd", "extended"}
 
 func (o Outcome) String() string { return outcomeNames[o] }
 
@@ -120,9 +121,9 @@ func New(limit int) *Table {
 		s := &t.shards[i]
 		s.seed = seed
 		s.index.init()
-		s.services.init()
-		s.dests.init()
-		s.modes.init()
+		s.services.init(seed)
+		s.dests.init(seed)
+		s.modes.init(seed)
 	}
 	return t
 }
@@ -159,18 +160,49 @@ func (t *Table) now() time.Duration { return time.Since(t.start) }
 //
 // A full table takes a new key in the place of the entry that would die first,
 // of those of its shard, if the new one would live longer.
-func (t *Table) Apply(r *Record, q Queue) Result {
+func (t *Table) Apply(r *Record, q Queue) Result { return t.hear(r, q, 0) }
+
+// Hear is Apply for news of ours of which the peers need not be told when it
+// tells nothing but that a connection lives on, which they were told will live
+// for at least half its timeout from now anyway (by the version and the timeout
+// that they know): then the Outcome is Extended. The entry lives until r's
+// deadline, under the version it has, and the digests, which are of what was
+// told, do not change. That is so for timeouts of at least least; 0 stands for
+// no such.
+func (t *Table) Hear(r *Record, q Queue, least time.Duration) Result { return t.hear(r, q, least) }
+
+func (t *Table) hear(r *Record, q Queue, least time.Duration) Result {
 	hash := keyHash(&r.Key)
-	s, at := t.shard(hash)
+	at := shardOf(hash)
+	s := &t.shards[at]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	moment := time.Now()
-	now := moment.Sub(t.start)
+	now := t.moment()
 	p := s.probe(&r.Key)
-	id := s.find(&p)
+	return s.apply(t, at, hash, &p, r, q, least, &now)
+}
+
+// A moment is now, by all clocks that matter.
+type moment struct {
+	at    time.Time
+	since time.Duration // Table.start
+	clock uint64        // of versions
+}
+
+func (t *Table) moment() moment {
+	at := time.Now()
+	return moment{at, at.Sub(t.start), t.clock.at(at)}
+}
+
+func (s *shard) apply(t *Table, at int32, hash uint64, p *probe, r *Record, q Queue, least time.Duration, now *moment) Result {
+	id := s.find(p)
 	res := Result{Ref: Ref{at, int32(id)}}
 	if id != 0 {
-		res.Prev = s.prev(id, r, now)
+		if least > 0 && s.prolong(id, r, least, now) {
+			res.Outcome = Extended
+			return res
+		}
+		res.Prev = s.prev(id, r, now.since)
 		switch c := r.Version.Compare(res.Prev.Version); {
 		case c == 0 && q&ToPeers != 0 && s.untold(s.entries.at(id)):
 			// More news under the version that it shares.
@@ -186,26 +218,61 @@ func (t *Table) Apply(r *Record, q Queue) Result {
 	case r.Version.Clock > MaxClock:
 		res.Outcome = Absurd
 		return res
-	case r.Remaining <= 0 || t.late(r, moment):
+	case r.Remaining <= 0 || t.late(r, now):
 		res.Outcome = Late
 		return res
 	}
-	t.clock.observe(r.Version.Clock, moment)
-	until := now + min(r.Remaining, maxRemaining)
+	t.clock.observe(r.Version.Clock, now.at)
+	// As the entry will have it, so that the wheel finds it when it is dead.
+	until := (now.since + min(r.Remaining, maxRemaining)).Truncate(deadlineTick)
 	if id != 0 {
-		s.update(t, id, hash, r, q, until, now)
+		s.update(t, id, hash, r, q, until, now.since)
 		res.Outcome = Updated
 		res.Refresh = res.Prev.SameTo && res.Prev.State == r.State && !res.Prev.Deleted && !r.Deleted
 	} else {
-		if !t.room(s, until, now) {
+		if !t.room(s, until, now.since) {
 			res.Outcome = Full
 			return res
 		}
-		id = s.put(t, &p, hash, r, until)
+		id = s.put(t, p, hash, r, until)
 		res.Outcome, res.Ref.slot = Added, int32(id)
 	}
 	res.Queued = s.entries.at(id).enqueue(q)
 	return res
+}
+
+// prolong lets entry id live as long as r says, if the peers need not be told
+// of r (see Hear), and reports whether that is so.
+func (s *shard) prolong(id uint32, r *Record, least time.Duration, now *moment) bool {
+	e := s.entries.at(id)
+	if r.Timeout < least || e.clock < LiveClock || e.until(now.since) <= now.since || !s.alike(id, e, r) {
+		return false
+	}
+	age := time.Duration(int64(now.clock-e.clock)) * time.Microsecond
+	if s.modes.at(e.mode).timeout-age < r.Timeout/2 {
+		return false
+	}
+	e.extend(r.Remaining, now.since)
+	return true
+}
+
+// alike reports whether r differs from the living entry id, of the same node,
+// in nothing but when it ends. What the peers know may be a shorter timeout,
+// but of a template, which goes on with it.
+func (s *shard) alike(id uint32, e *entry, r *Record) bool {
+	m := s.modes.at(e.mode)
+	if m.node != r.Version.Node || m.deleted || r.Deleted || m.state != r.State || m.flags != r.Flags || m.fwmark != r.FWMark ||
+		m.timeout > r.Timeout || m.timeout < r.Timeout && r.Template {
+		return false
+	}
+	if dest := endpointOf(r.Dest); *s.dests.at(e.dest) != dest {
+		return false
+	}
+	var x extra
+	if e.bits&bitExtra != 0 {
+		x = s.extras[id]
+	}
+	return x.equal(r)
 }
 
 // Delete makes a tombstone, told by version v, of the entry of k, as Apply
@@ -223,10 +290,8 @@ func (t *Table) Delete(k Key, v Version, q Queue) Result {
 }
 
 // Extend lets the connection of k live until remaining from now, if that is
-// later than its deadline, under the version it has. It is for a refresh of
-// ours that the peers need not be told because they were told of long enough a
-// life (by the version and the timeout) anyway: the digests, which are of what
-// was told, do not change. It reports whether there is a living connection.
+// later than its deadline, under the version it has: for what the peers need
+// not be told, as of Hear. It reports whether there is a living connection.
 func (t *Table) Extend(k Key, remaining time.Duration) bool {
 	s, _ := t.shard(keyHash(&k))
 	s.mu.Lock()
@@ -238,13 +303,17 @@ func (t *Table) Extend(k Key, remaining time.Duration) bool {
 		return false
 	}
 	e := s.entries.at(id)
-	until := e.until(now)
-	if until <= now || e.deleted() {
+	if until := e.until(now); until <= now || e.deleted() {
 		return false
 	}
-	// The wheel finds out when it would have died before.
-	e.deadline = toTick(max(until, now+min(remaining, maxRemaining)))
+	e.extend(remaining, now)
 	return true
+}
+
+// extend moves e's deadline to remaining from now, if that is later. The wheel
+// finds out when e would have died before.
+func (e *entry) extend(remaining, now time.Duration) {
+	e.deadline = toTick(max(e.until(now), now+min(remaining, maxRemaining)))
 }
 
 // enqueue puts e on the queues q, and returns on which of them it was not.
@@ -257,9 +326,9 @@ func (e *entry) enqueue(q Queue) Queue {
 	return added
 }
 
-func (t *Table) late(r *Record, now time.Time) bool {
+func (t *Table) late(r *Record, now *moment) bool {
 	return t.slack > 0 && r.Version.Clock >= LiveClock &&
-		t.clock.at(now) > r.Version.Clock+uint64(max(0, r.Timeout+t.slack)/time.Microsecond)
+		now.clock > r.Version.Clock+uint64(max(0, r.Timeout+t.slack)/time.Microsecond)
 }
 
 func (s *shard) prev(id uint32, r *Record, now time.Duration) Prev {
@@ -417,12 +486,15 @@ func (t *Table) Take(ref Ref, q Queue, r *Record) bool {
 	s := &t.shards[ref.shard]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := uint32(ref.slot)
+	return s.take(uint32(ref.slot), q, r, t.now())
+}
+
+func (s *shard) take(id uint32, q Queue, r *Record, now time.Duration) bool {
 	if id == 0 || id > s.entries.used || s.entries.at(id).queues&q == 0 {
 		return false
 	}
 	s.entries.at(id).queues &^= q
-	return s.read(id, r, t.now())
+	return s.read(id, r, now)
 }
 
 // Lookup copies the entry of k to r, if there is one that lives.
@@ -493,9 +565,11 @@ func (s *shard) forget(e *entry, tick int64) {
 }
 
 func (t *Table) shard(hash uint64) (*shard, int32) {
-	at := int32(hash>>(64-sliceBits)) % shardCount
+	at := shardOf(hash)
 	return &t.shards[at], at
 }
+
+func shardOf(hash uint64) int32 { return int32(hash>>(64-sliceBits)) % shardCount }
 
 // sliceIn returns the slice of a key of this hash, as its shard numbers them.
 func sliceIn(hash uint64) int { return int(hash>>(64-sliceBits)) / shardCount }

@@ -3,6 +3,7 @@ package syncd
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -86,6 +87,10 @@ type Engine struct {
 	horizon  atomic.Uint64 // of the newest digests
 	started  time.Time
 
+	capture    capture
+	deliveries sync.Pool          // of *delivery: several goroutines deliver
+	taken      []conntable.Record // injectSome's own
+
 	captured   atomic.Uint64
 	found      atomic.Uint64
 	outcomes   [conntable.Outcomes]atomic.Uint64 // of the peers' records
@@ -124,6 +129,7 @@ func New(cfg Config) *Engine {
 		table:   conntable.New(cfg.Limit),
 		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
 	}
+	e.deliveries.New = func() any { return new(delivery) }
 	e.table.RefuseLate(e.clock, lateSlack)
 	e.born.Store(e.clock.Now())
 	e.audit = newAudit(e, threadCPU)

@@ -70,20 +70,14 @@ func (e *Engine) heardAt(k *usersync.Record, v conntable.Version) {
 		r.Seq = &conntable.SeqPair{In: k.Seq.In, Out: k.Seq.Out}
 	}
 	r.PEData = slices.Clone(k.PEData)
-	if k.Kind == usersync.KindUpdate && e.suppress(&r) {
-		if e.trace.on() {
-			seen := r // so that r stays off the heap
-			e.trace.passed(PathCaptured, "refresh", &seen)
-		}
-		return
+	least := time.Duration(0)
+	if k.Kind == usersync.KindUpdate {
+		least = refreshLeast
 	}
 	// Two tellings within a microsecond: the one that came last counts.
 	for range 4 {
-		res := e.table.Apply(&r, e.newsFor())
-		if e.trace.on() {
-			seen, what := r, res
-			e.trace.merged(PathCaptured, &seen, &what)
-		}
+		res := e.table.Hear(&r, e.newsFor(), least)
+		e.merged(&r, &res)
 		e.queued(res)
 		if res.Outcome != conntable.Same {
 			return

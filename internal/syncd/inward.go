@@ -11,11 +11,67 @@ import (
 // our kernel does, to be worth telling the kernel.
 const refreshSlack = 15 * time.Second
 
-// deliver merges a peer's record, and arranges for the kernel to be told.
-func (e *Engine) deliver(r *conntable.Record) {
-	if !e.wants(&r.Connection) {
-		return
+// A delivery is the room for peers' records that are being merged.
+type delivery struct{ batch conntable.Batch }
+
+// deliver merges a peer's records, and arranges for the kernel to be told.
+// Those that need more than merging are dealt with one by one.
+func (e *Engine) deliver(recs []conntable.Record) {
+	served := e.owner.Shares(time.Now()) > 0
+	n := 0
+	for i := range recs {
+		r := &recs[i]
+		switch {
+		case !e.wants(&r.Connection):
+		case r.Template || r.Version.Node == e.self || served && e.servedHere(r):
+			e.deliverOne(r)
+		default:
+			if n != i {
+				recs[n] = *r
+			}
+			n++
+		}
 	}
+	d := e.deliveries.Get().(*delivery)
+	defer e.deliveries.Put(d)
+	e.mergeAll(d, recs[:n])
+}
+
+func (e *Engine) mergeAll(d *delivery, recs []conntable.Record) {
+	results := e.table.ApplyAll(&d.batch, recs, conntable.ToKernel)
+	var outcomes [conntable.Outcomes]uint64
+	for i := range results {
+		r, res := &recs[i], &results[i]
+		outcomes[res.Outcome]++
+		if e.trace.on() {
+			e.trace.merged(PathReceived, r, res)
+		}
+		if e.nothingNew(r, res) {
+			*res = conntable.Result{Outcome: conntable.Same}
+		}
+	}
+	for o, n := range outcomes {
+		if n > 0 {
+			e.outcomes[o].Add(n)
+		}
+	}
+	e.toKernel.offerAll(results, conntable.ToKernel)
+}
+
+// nothingNew reports whether the kernel need not be told of r, which was merged
+// and is on its queue. Then it is on it no more.
+func (e *Engine) nothingNew(r *conntable.Record, res *conntable.Result) bool {
+	if res.Queued&conntable.ToKernel == 0 || res.Outcome != conntable.Updated || !e.kernelKnows(r, &res.Prev) {
+		return false
+	}
+	var discard conntable.Record
+	e.table.Take(res.Ref, conntable.ToKernel, &discard)
+	return true
+}
+
+// deliverOne is deliver for a record that may be about what is served here, or
+// that has more to it.
+func (e *Engine) deliverOne(r *conntable.Record) {
 	if r.Version.Node == e.self && !e.madeNow(r) && e.keepFound(r) {
 		return
 	}
@@ -33,16 +89,9 @@ func (e *Engine) deliver(r *conntable.Record) {
 	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest {
 		e.replaceTemplate(old.Connection)
 	}
-	if res.Queued&conntable.ToKernel == 0 {
-		e.toKernel.offer(&res, false)
-		return
+	if !e.nothingNew(r, &res) {
+		e.toKernel.offer(&res, res.Queued&conntable.ToKernel != 0)
 	}
-	if res.Outcome == conntable.Updated && e.kernelKnows(r, &res.Prev) {
-		var discard conntable.Record
-		e.table.Take(res.Ref, conntable.ToKernel, &discard)
-		return
-	}
-	e.toKernel.offer(&res, true)
 }
 
 // madeNow reports whether r, of which a peer says that we made it, is of this
@@ -110,24 +159,23 @@ func (e *Engine) inject(ctx context.Context) error {
 }
 
 func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []conntable.Connection) []conntable.Connection {
-	var r conntable.Record
-	for _, ref := range refs {
-		switch {
-		case !e.table.Take(ref, conntable.ToKernel, &r):
+	e.taken = e.table.TakeAll(refs, conntable.ToKernel, e.taken[:0])
+	for i := range e.taken {
+		switch r := &e.taken[i]; {
 		case e.isOurs(r.Version):
 			e.outrun.Add(1)
 		case r.Deleted:
-			e.traceInjected(&r)
+			e.traceInjected(r)
 			if err := e.delete(r.Connection); err != nil {
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
-		case e.held(&r):
+		case e.held(r):
 			e.heldBack.Add(1)
 		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
-			e.traceInjected(&r)
-			conns = append(conns, forKernel(&r))
+			e.traceInjected(r)
+			conns = append(conns, forKernel(r))
 		}
 	}
 	e.tell(ctx, conns)

@@ -3,27 +3,64 @@ package syncd
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"saru/conntable"
+	"saru/syncproto/kernelsync"
 )
 
 // silentTimeout is for entries whose timeout the kernel did not tell (sync
 // version 0).
 const silentTimeout = time.Minute
 
+// captureChunk is how many captured records are merged at once: as many as a
+// datagram of the kernel's holds.
+const captureChunk = kernelsync.MaxRecords
+
+// A capture is the room for captured records that are being merged.
+type capture struct {
+	mu    sync.Mutex
+	recs  []conntable.Record
+	batch conntable.Batch
+}
+
 // Captured takes a connection that the kernel told of; nothing of c is kept.
+func (e *Engine) Captured(c *conntable.Connection) {
+	one := [1]conntable.Connection{*c}
+	e.CapturedAll(one[:])
+}
+
+// CapturedAll takes connections that the kernel told of, those of a datagram
+// for instance; nothing of conns is kept.
 //
 // The kernel tells of a connection when a client's packet passed through it
 // here, and never because of what was injected. So all that it tells is ours,
 // also with the flag that says that the entry once came by sync: then this
 // director took the connection over.
-func (e *Engine) Captured(c *conntable.Connection) {
-	e.captured.Add(1)
-	if !e.wants(c) {
-		return
+func (e *Engine) CapturedAll(conns []conntable.Connection) {
+	e.captured.Add(uint64(len(conns)))
+	c := &e.capture
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(conns) > 0 {
+		n := min(len(conns), captureChunk)
+		c.recs = slices.Grow(c.recs[:0], n)
+		v := e.clock.Shared()
+		for i := range conns[:n] {
+			if e.wants(&conns[i]) {
+				c.recs = c.recs[:len(c.recs)+1]
+				recordOf(&conns[i], v, &c.recs[len(c.recs)-1])
+			}
+		}
+		e.hearAll(c)
+		conns = conns[n:]
 	}
-	r := conntable.Record{Connection: *c, Version: e.clock.Shared(), Remaining: c.Timeout}
+}
+
+// recordOf makes r what the kernel told by c.
+func recordOf(c *conntable.Connection, v conntable.Version, r *conntable.Record) {
+	r.Connection, r.Version, r.Remaining, r.Deleted = *c, v, c.Timeout, false
 	r.Flags &= conntable.FlagBackupMask
 	if r.Seq != nil {
 		r.Seq = &conntable.SeqPair{In: c.Seq.In, Out: c.Seq.Out}
@@ -33,11 +70,35 @@ func (e *Engine) Captured(c *conntable.Connection) {
 	if r.Timeout <= 0 {
 		r.Timeout, r.Remaining = silentTimeout, silentTimeout
 	}
-	if !e.suppress(&r) {
-		e.news(&r)
-	} else if e.trace.on() {
-		seen := r // so that r stays off the heap
-		e.trace.passed(PathCaptured, "refresh", &seen)
+}
+
+// hearAll merges c's records as news of ours.
+func (e *Engine) hearAll(c *capture) {
+	results := e.table.HearAll(&c.batch, c.recs, e.newsFor(), refreshLeast)
+	for i := range results {
+		switch res := &results[i]; res.Outcome {
+		case conntable.Same, conntable.Stale:
+			e.news(&c.recs[i])
+			continue
+		case conntable.Full:
+			e.shed.Add(1)
+		}
+		e.merged(&c.recs[i], &results[i])
+	}
+	e.toPeers.offerAll(results, conntable.ToPeers)
+	if e.toLegacy != nil {
+		e.toLegacy.pushAll(results, conntable.ToLegacy)
+	}
+}
+
+// merged counts and shows what became of r, news of ours.
+func (e *Engine) merged(r *conntable.Record, res *conntable.Result) {
+	if res.Outcome == conntable.Extended {
+		e.suppressed.Add(1)
+	}
+	if e.trace.on() {
+		seen, what := *r, *res // so that r stays off the heap
+		e.trace.merged(PathCaptured, &seen, &what)
 	}
 }
 
@@ -50,10 +111,7 @@ func (e *Engine) news(r *conntable.Record) {
 		r.Version = e.clock.Next()
 		res = e.table.Apply(r, e.newsFor())
 	}
-	if e.trace.on() {
-		seen, what := *r, res // so that r stays off the heap
-		e.trace.merged(PathCaptured, &seen, &what)
-	}
+	e.merged(r, &res)
 	e.queued(res)
 }
 
@@ -120,26 +178,35 @@ func (e *Engine) flush(ctx context.Context) error {
 }
 
 func (e *Engine) sendNews(refs []conntable.Ref, recs []conntable.Record) []conntable.Record {
-	recs = recs[:0]
-	var r conntable.Record
-	for _, ref := range refs {
-		// A peer's newer version is told by that peer.
-		if !e.table.Take(ref, conntable.ToPeers, &r) || r.Version.Node != e.self && r.Version.Node != legacyNode {
+	for len(refs) > 0 {
+		n := min(len(refs), flushChunk)
+		recs = e.ours(e.table.TakeAll(refs[:n], conntable.ToPeers, recs[:0]))
+		refs = refs[n:]
+		if len(recs) > 0 {
+			e.tellAndAsk(recs)
+		}
+	}
+	return recs
+}
+
+// ours leaves those of recs that are ours to tell: a peer's newer version is
+// told by that peer.
+func (e *Engine) ours(recs []conntable.Record) []conntable.Record {
+	n := 0
+	for i := range recs {
+		r := &recs[i]
+		if r.Version.Node != e.self && r.Version.Node != legacyNode {
 			continue
 		}
 		if e.trace.on() {
-			e.trace.told(PathSent, &r)
+			e.trace.told(PathSent, r)
 		}
-		recs = append(recs, r)
-		if len(recs) == cap(recs) {
-			e.tellAndAsk(recs)
-			recs = recs[:0]
+		if n != i {
+			recs[n] = *r
 		}
+		n++
 	}
-	if len(recs) > 0 {
-		e.tellAndAsk(recs)
-	}
-	return recs
+	return recs[:n]
 }
 
 // takeFound takes in what the kernel's table holds from before we started,

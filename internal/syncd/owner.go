@@ -29,6 +29,13 @@ func (e *Engine) activeHere(r *conntable.Record) (here, known bool) {
 	return own, true
 }
 
+// servedHere reports whether saru tells that the packets of r's connection come
+// to this director.
+func (e *Engine) servedHere(r *conntable.Record) bool {
+	whose, _ := e.owner.Of(time.Now(), &r.Key)
+	return whose == ownership.Here
+}
+
 // contested reports whether r, a peer's, is of a time when its connection was
 // served here, and deletes it or says otherwise than we do: then r is wrong,
 // whatever its version, and old holds.

@@ -85,6 +85,10 @@ func (q *queue) pushLater(ref conntable.Ref) {
 func (q *queue) overtake(ref conntable.Ref) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.overtakeLocked(ref)
+}
+
+func (q *queue) overtakeLocked(ref conntable.Ref) {
 	if q.overtaken < len(q.later.refs) {
 		q.overtaken++
 		q.first.push(ref)
@@ -192,5 +196,36 @@ func (q *queue) offer(res *conntable.Result, queued bool) {
 		q.push(res.Ref)
 	case !res.Refresh && res.Outcome == conntable.Updated:
 		q.overtake(res.Ref)
+	}
+}
+
+// offerAll offers many: those that were put on queue now, or may stand on it
+// already.
+func (q *queue) offerAll(results []conntable.Result, queue conntable.Queue) {
+	q.mu.Lock()
+	before := len(q.first.refs) + len(q.later.refs)
+	for i := range results {
+		switch res := &results[i]; {
+		case res.Queued&queue != 0 && res.Refresh:
+			q.later.push(res.Ref)
+		case res.Queued&queue != 0:
+			q.first.push(res.Ref)
+		case !res.Refresh && res.Outcome == conntable.Updated:
+			q.overtakeLocked(res.Ref)
+		}
+	}
+	more := len(q.first.refs)+len(q.later.refs) > before
+	q.mu.Unlock()
+	if more {
+		q.signal()
+	}
+}
+
+// pushAll pushes those of results that were put on queue now.
+func (q *queue) pushAll(results []conntable.Result, queue conntable.Queue) {
+	for i := range results {
+		if results[i].Queued&queue != 0 {
+			q.push(results[i].Ref)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package syncd
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"saru/conntable"
@@ -15,7 +14,8 @@ import (
 //
 //   - A refresh, a record that differs from what the peers know in nothing but
 //     when the entry dies, is told to them only if what they were told last
-//     falls below half of the timeout. Else only the mirror lives longer.
+//     falls below half of the timeout. Else only the mirror lives longer
+//     (conntable.Table.Hear).
 //   - What the mirror knows to live longer than the peers were told is told
 //     when that falls below half, though no packet comes any more.
 //
@@ -37,20 +37,6 @@ const (
 	refreshLeast = 4 * refreshRound
 )
 
-// suppress reports whether the peers need not be told of r, which the kernel
-// told. Then the mirror has taken it in.
-func (e *Engine) suppress(r *conntable.Record) bool {
-	var known conntable.Record
-	if r.Timeout < refreshLeast || !e.table.Lookup(r.Key, &known) || known.Deleted || !e.vouched(&known) || !alike(&known.Connection, &r.Connection) {
-		return false
-	}
-	if e.told(&known) < r.Timeout/2 || !e.table.Extend(r.Key, r.Remaining) {
-		return false
-	}
-	e.suppressed.Add(1)
-	return true
-}
-
 // vouched reports whether r is of a version that the peers were told by us.
 func (e *Engine) vouched(r *conntable.Record) bool {
 	return r.Version.Node == e.self && r.Version.Clock >= conntable.LiveClock
@@ -60,15 +46,6 @@ func (e *Engine) vouched(r *conntable.Record) bool {
 func (e *Engine) told(r *conntable.Record) time.Duration {
 	age := int64(e.clock.Now() - r.Version.Clock)
 	return r.Timeout - time.Duration(age)*time.Microsecond
-}
-
-// alike reports whether b differs from a, what the peers know, in nothing but
-// when it ends. They may know a shorter timeout (tellOnce), but of a template,
-// which goes on with it.
-func alike(a, b *conntable.Connection) bool {
-	return a.Dest == b.Dest && a.State == b.State && a.Flags == b.Flags && a.FWMark == b.FWMark &&
-		(a.Timeout == b.Timeout || a.Timeout < b.Timeout && !b.Template) &&
-		a.PEName == b.PEName && slices.Equal(a.PEData, b.PEData) && (a.Seq == nil) == (b.Seq == nil) && (a.Seq == nil || *a.Seq == *b.Seq)
 }
 
 // tellInTime walks the mirror, round after round, and tells the peers what

@@ -157,10 +157,14 @@ func BenchmarkKernelToPeers(b *testing.B) {
 			var dec kernelsync.Decoder
 			refs, recs := make([]conntable.Ref, 0, flushChunk+255), make([]conntable.Record, 0, flushChunk)
 			n := 0
+			var conns []conntable.Connection
 			take := func(d []byte) {
-				if err := dec.Decode(d, func(c *conntable.Connection) { n++; e.Captured(c) }); err != nil {
+				conns = conns[:0]
+				if err := dec.Decode(d, func(c *conntable.Connection) { conns = append(conns, *c) }); err != nil {
 					b.Fatal(err)
 				}
+				n += len(conns)
+				e.CapturedAll(conns)
 				if e.toPeers.size() >= flushChunk {
 					refs, recs = e.flushNow(refs, recs)
 				}
@@ -367,15 +371,19 @@ func BenchmarkPull(b *testing.B) {
 		table := conntable.New(2 * benchConns)
 		var begun time.Time // by the first record: heartbeats come before
 		var first sync.Once
+		var one sync.Mutex // a pull and what is live deliver side by side
+		var batch conntable.Batch
 		end := &wire{Node: network.Node(2), ln: listen(), to: near.ln}
 		near.to = end.ln
 		var at time.Duration
 		joiner := peer.NewSession(peer.Config{
 			Node: "d2", Keys: testKeys, Clock: conntable.NewClock(conntable.NodeIDOf("d2")), Transport: end,
 			Log: slog.New(slog.DiscardHandler), StartPeriod: time.Millisecond,
-			Deliver: func(r *conntable.Record) {
+			Deliver: func(recs []conntable.Record) {
 				first.Do(func() { begun, at = time.Now(), cpuUsed(b) })
-				table.Apply(r, 0)
+				one.Lock()
+				defer one.Unlock()
+				table.ApplyAll(&batch, recs, 0)
 			},
 			Ranked: table.Ranked, Walk: table.Walk, Len: table.Len,
 		})

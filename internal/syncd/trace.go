@@ -100,6 +100,8 @@ func (t *tracer) passed(path Path, what string, r *conntable.Record) {
 func (t *tracer) merged(path Path, r *conntable.Record, res *conntable.Result) {
 	what := res.Outcome.String()
 	switch {
+	case res.Outcome == conntable.Extended:
+		what = "refresh"
 	case res.Outcome != conntable.Added && res.Outcome != conntable.Updated:
 	case r.Deleted:
 		what = "close"

@@ -66,12 +66,11 @@ type Decoder struct {
 	Counts Counts
 
 	conn conntable.Connection
-	seq  conntable.SeqPair
 }
 
 // Decode calls fn with each connection that msg, the payload of one UDP
-// datagram, tells of. The connection and what it points to are valid during
-// the call only. Decode returns one of the Err values if it dropped the
+// datagram, tells of. The connection is valid during the call only; its Seq may
+// be kept, its PEData as long as msg. Decode returns one of the Err values if it dropped the
 // message or the rest of it; records dropped alone are only counted.
 func (d *Decoder) Decode(msg []byte, fn func(*conntable.Connection)) error {
 	d.Counts.Messages++
@@ -214,11 +213,10 @@ func (d *Decoder) options(opts []byte) (bool, error) {
 
 func (d *Decoder) sequence(data []byte, order binary.ByteOrder) {
 	word := func(i int) uint32 { return order.Uint32(data[4*i:]) }
-	d.seq = conntable.SeqPair{
+	d.conn.Seq = &conntable.SeqPair{
 		In:  conntable.Seq{Init: word(0), Delta: word(1), Prev: word(2)},
 		Out: conntable.Seq{Init: word(3), Delta: word(4), Prev: word(5)},
 	}
-	d.conn.Seq = &d.seq
 }
 
 // legal says whether the kernel would take d.conn (ip_vs_proc_sync_conn,

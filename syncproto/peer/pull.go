@@ -81,7 +81,7 @@ func (s *Session) pull(ctx context.Context, t pullTarget, request []byte, st *pu
 	if err := stream.Write(request); err != nil {
 		return err
 	}
-	r := bulkReader{s: s, t: t, st: st}
+	r := bulkReader{s: s, t: t, st: st, merge: deliveries{deliver: s.cfg.Deliver}}
 	return r.read(stream)
 }
 
@@ -119,6 +119,7 @@ type bulkReader struct {
 	begun   bool
 	came    uint64
 	decoder decoder
+	merge   deliveries
 }
 
 func (r *bulkReader) read(stream *seal.Stream) error {
@@ -187,10 +188,11 @@ func (r *bulkReader) records(h *head, c *cursor) error {
 	}
 	r.s.cfg.Clock.Observe(clock)
 	m := origin{version: h.version, clock: clock, sender: h.node}
+	defer r.merge.flush()
 	return r.decoder.records(c.b, &m, func(rec *conntable.Record) {
 		r.came++
 		r.st.records++
-		r.s.cfg.Deliver(rec)
+		r.merge.add(rec)
 	})
 }
 

@@ -85,18 +85,44 @@ func (s *Session) onRecords(h *head, boot seal.Boot, c *cursor) {
 	if err := s.decoder.records(c.b, &m, s.deliverLive); err != nil {
 		s.drops.count(DropGroups)
 	}
+	s.live.flush()
 	s.countReceived(h.node, s.came)
 }
 
-// deliverOne hands one record of a datagram on. It is s.deliverLive, made
-// once.
+// deliverOne takes one record of a datagram. It is s.deliverLive, made once.
 func (s *Session) deliverOne(r *conntable.Record) {
 	if r.Version.Clock >= conntable.LiveClock && s.now > r.Version.Clock+uint64((r.Timeout+lateSlack)/time.Microsecond) {
 		s.drops.count(DropLate)
 		return
 	}
 	s.came++
-	s.cfg.Deliver(r)
+	s.live.add(r)
+}
+
+// deliverAtOnce is how many records are delivered at once, at most.
+const deliverAtOnce = 256
+
+// deliveries gathers the records of a datagram, since many at a time are merged
+// faster than one by one.
+type deliveries struct {
+	deliver func([]conntable.Record)
+	recs    []conntable.Record
+}
+
+func (d *deliveries) add(r *conntable.Record) {
+	if d.recs == nil {
+		d.recs = make([]conntable.Record, 0, deliverAtOnce)
+	}
+	if d.recs = append(d.recs, *r); len(d.recs) == deliverAtOnce {
+		d.flush()
+	}
+}
+
+func (d *deliveries) flush() {
+	if len(d.recs) > 0 {
+		d.deliver(d.recs)
+		d.recs = d.recs[:0]
+	}
 }
 
 // noteRecords marks a datagram of records as come, and reports whether it is

@@ -86,9 +86,10 @@ type Config struct {
 	StartPeriod time.Duration // 0: DefaultStartPeriod
 	Datagram    int           // largest UDP payload that the own link takes, in bytes; 0: DefaultDatagram
 
-	// Deliver is called with each record of a peer, by several goroutines. r
-	// is its own until it returns; r's Seq and PEData may be kept.
-	Deliver func(r *conntable.Record)
+	// Deliver is called with records of a peer, in the order in which they came,
+	// by several goroutines. recs is its own until it returns; their Seq and
+	// PEData may be kept.
+	Deliver func(recs []conntable.Record)
 	// Received, unless nil, is called with each receipt that a peer gives: it is
 	// done with all datagrams up to sequence (see Ask).
 	Received func(sequence uint64)
@@ -161,7 +162,8 @@ type Session struct {
 	plain       []byte // receive's own
 	decoder     decoder
 	deliverLive func(*conntable.Record)
-	now, came   uint64 // for it
+	live        deliveries // for it
+	now, came   uint64
 	missing     missing
 	heartbeat   heartbeat
 }
@@ -182,6 +184,7 @@ func NewSession(cfg Config) *Session {
 		out: make([][]byte, sendBatch),
 	}
 	s.deliverLive = s.deliverOne
+	s.live.deliver = cfg.Deliver
 	s.keys.Store(cfg.Keys)
 	s.version.Store(protocolVersion)
 	s.size.Store(int64(min(cfg.Datagram, DefaultDatagram)))

@@ -42,7 +42,7 @@ func sessionOf(t testing.TB, kr *seal.Keyring, name string, tr Transport, datagr
 	return NewSession(Config{
 		Node: name, Keys: kr, Clock: conntable.NewClock(conntable.NodeIDOf(name)), Transport: tr, Log: slog.New(slog.DiscardHandler),
 		Datagram: datagram,
-		Deliver:  func(r *conntable.Record) { got = append(got, *r) },
+		Deliver:  func(recs []conntable.Record) { got = append(got, recs...) },
 		Ranked:   func() conntable.Cursor { return conntable.Cursor{} },
 		Walk:     func(*conntable.Cursor, *conntable.Slices, []conntable.Record) int { return 0 },
 		Len:      func() int { return 0 },
@@ -229,7 +229,7 @@ func BenchmarkSendReceive(b *testing.B) {
 	kr := keys(b, keyA)
 	s, _ := session(b, kr, "d1", nowhere{})
 	r, _ := session(b, kr, "d2", nowhere{})
-	r.cfg.Deliver = func(*conntable.Record) {}
+	r.live.deliver = func([]conntable.Record) {}
 	recs := make([]conntable.Record, 100)
 	for i := range recs {
 		recs[i] = conn("10.1.0.1:40000", 1)

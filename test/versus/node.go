@@ -153,11 +153,15 @@ func kernelMessages(n int) (out [][]byte) {
 
 func tell(ctx context.Context, e *syncd.Engine, messages [][]byte, flows, rate int) error {
 	var dec kernelsync.Decoder
+	var conns []conntable.Connection
 	start, told := time.Now(), 0
 	for _, m := range messages {
-		if err := dec.Decode(m, func(c *conntable.Connection) { told++; e.Captured(c) }); err != nil {
+		conns = conns[:0]
+		if err := dec.Decode(m, func(c *conntable.Connection) { conns = append(conns, *c) }); err != nil {
 			return err
 		}
+		e.CapturedAll(conns)
+		told += len(conns)
 		if rate == 0 {
 			continue
 		}
