@@ -27,6 +27,9 @@ LAB_TESTS := ./ipvs ./partition/forward ./partition/lan ./partition/nft ./partit
 # "make test" leaves it out there, "make test-kernels" does not.
 LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
 
+# The lease's bound as packet captures see it, and what the kernel is refused for.
+BOUND := ^Test(Bound|BoundBesideReloads|FirewallIsNotDeath|PoisonedSwitch|Standstills|Refusals)$$
+
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.
 export GOTOOLCHAIN = local
@@ -61,7 +64,13 @@ test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
 .PHONY: lab-tests
 lab-tests:
 	@bin/lab fetch --kernel $(KERNEL) >&2
-	@$(GO) test -json -short -p 1 -count=1 -timeout 15m $(if $(LAB_SKIP),-skip '$(LAB_SKIP)') -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
+	@$(GO) test -json -short -p 1 -count=1 -timeout 15m $(if $(LAB_SKIP),-skip '$(LAB_SKIP)') $(if $(LAB_RUN),-run '$(LAB_RUN)') -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
+
+.PHONY: bound
+bound: deps build ## the lease's bound by packet captures, natively and on 6.1 and 6.12
+	@{ $(GO) test -json -count=1 -short -run '$(BOUND)' ./cmd/saru; \
+		for k in 6.1 6.12; do $(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TESTS=./cmd/saru LAB_RUN='$(subst $$,$$$$,$(BOUND))'; done; \
+	} | $(GO) run ./test/cmd/testsum
 
 .PHONY: e2e
 e2e: deps build ## the demonstration's brief form as a test, in a guest (KERNEL=6.1|6.12)
@@ -92,7 +101,7 @@ sim: ## the protocol attacked in virtual time: SEEDS worlds of each profile
 	$(GO) test ./membership -run 'TestSimulation$$|TestSlowMachines$$' -sim.seeds $(SEEDS) -timeout 0
 
 .PHONY: bench
-bench: ## benchmarks, with allocations
+bench: bench-failover ## benchmarks, with allocations; and bench-failover
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-failover

@@ -24,6 +24,9 @@ func (w *world) carry(path int, from, to *simNode, b []byte) {
 	if w.cut[path][from.i][to.i] || path == 1 && (from.witness || to.witness) || w.chance(w.f.drop) {
 		return
 	}
+	if w.lose != nil && w.lose(from, to, b) {
+		return
+	}
 	d := w.between(50*time.Microsecond, 600*time.Microsecond)
 	if w.chance(w.f.slow) {
 		d = w.between(0, w.arm)

@@ -70,7 +70,8 @@ type world struct {
 	f        faults
 	voting   []NodeID // what the nodes that start are told of voters, if not all
 	mut      mutant
-	cut      [2][maxSim][maxSim]bool // per path
+	cut      [2][maxSim][maxSim]bool                // per path
+	lose     func(from, to *simNode, b []byte) bool // nil: nothing more is lost
 	arrived  [maxSim][maxSim]struct{ last, since time.Duration }
 	bad      []string
 	exempt   int

@@ -30,15 +30,20 @@ import (
 // emulated says that this is a guest: times there are worth little.
 var emulated = os.Getenv(guest.EnvGuest) != ""
 
-// pace is what the machine can keep up with.
+// pace is what the machine can keep up with. An emulated one stands still for
+// seconds while the real one is busy, and an answer costs it as much as a
+// hundred datagrams.
 var pace = func() (p struct {
-	lease time.Duration
-	rate  int // datagrams a second of a client
+	lease    time.Duration
+	rate     int           // datagrams a second of a client
+	look     time.Duration // between two questions
+	patience time.Duration // for what must come
+	elements int           // of a large set
 },
 ) {
-	p.lease, p.rate = 300*time.Millisecond, 1500
+	p.lease, p.rate, p.look, p.patience, p.elements = 300*time.Millisecond, 1500, 50*time.Millisecond, time.Minute, 200_000
 	if emulated {
-		p.lease, p.rate = 2*time.Second, 300
+		p.lease, p.rate, p.look, p.patience, p.elements = 6*time.Second, 100, time.Second, 2*time.Minute, 20_000
 	}
 	return p
 }()
@@ -218,7 +223,7 @@ func (n *node) wait() int {
 		code := n.cmd.ProcessState.ExitCode()
 		n.cmd = nil
 		return code
-	case <-time.After(20 * time.Second):
+	case <-time.After(pace.patience / 2):
 		n.Fatalf("%s did not end", n.name)
 		return -1
 	}
@@ -263,7 +268,7 @@ func (l *lab) until(what string, f func(open map[string]int) bool) {
 	l.Helper()
 	start := time.Now()
 	var open map[string]int
-	for time.Since(start) < 60*time.Second {
+	for time.Since(start) < pace.patience {
 		open = map[string]int{}
 		for _, n := range l.nodes {
 			if n.cmd == nil || n.paused {
@@ -277,7 +282,7 @@ func (l *lab) until(what string, f func(open map[string]int) bool) {
 			l.Logf("%s after %v: %v", what, time.Since(start).Round(10*time.Millisecond), open)
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pace.look)
 	}
 	l.Fatalf("not %s: %v", what, open)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	kernel "saru/test/lab"
 )
 
 // Bad input ends with status 2 and one line, and leaves the kernel alone.
@@ -33,6 +35,15 @@ func TestRefusals(t *testing.T) {
 	write(`target = "local"`, `target = "local"`+"\ncolour = 1")
 	refused("an unknown key", `"share.colour"`)
 	write(`target = "local"`, `target = "local"`)
+	if kernel.HasIPVS() {
+		write(`target = "local"`, `target = "ipvs"`)
+		for _, name := range []string{"sloppy_tcp", "sloppy_sctp"} {
+			d.run("sysctl", "-qw", "net.ipv4.vs."+name+"=1")
+			refused("connections taken from the middle", "net.ipv4.vs."+name+" = 1")
+			d.run("sysctl", "-qw", "net.ipv4.vs."+name+"=0")
+		}
+		write(`target = "local"`, `target = "local"`)
+	}
 	l.must(os.Chmod(filepath.Join(l.dir, "key"), 0o640))
 	refused("an open key file", "chmod 600")
 	if out, err := d.saru("check"); err == nil || !strings.Contains(out, "chmod 600") {

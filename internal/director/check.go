@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -118,13 +119,16 @@ func probeIPVS() (is string, err error) {
 	return "yes", err
 }
 
+// ipvsSysctls is where IPVS has its settings, of the network namespace.
+const ipvsSysctls = "/proc/sys/net/ipv4/vs"
+
 // notSloppy refuses a kernel that schedules packets from the middle of a
 // connection: a director that does not know the connection yet would give it
 // to another real server, whose reset ends it.
-func notSloppy() error {
+func notSloppy(sysctls string) error {
 	for _, name := range []string{"sloppy_tcp", "sloppy_sctp"} {
 		// Where IPVS is not there yet, it starts with 0.
-		b, err := os.ReadFile("/proc/sys/net/ipv4/vs/" + name)
+		b, err := os.ReadFile(filepath.Join(sysctls, name))
 		if v := strings.TrimSpace(string(b)); err == nil && v != "0" {
 			return config.Bad("net.ipv4.vs.%s = %s: a director that takes a share over would move established connections to other real servers; set it to 0", name, v)
 		}

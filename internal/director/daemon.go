@@ -165,7 +165,7 @@ func Possible(s *Settings) error {
 	if !s.IPVS {
 		return nil
 	}
-	if err := notSloppy(); err != nil {
+	if err := notSloppy(ipvsSysctls); err != nil {
 		return err
 	}
 	if err := s.forwards(); err != nil {
