@@ -156,7 +156,7 @@ func TestForeignThread(t *testing.T) {
 			t.Fatalf("beside a foreign %s thread: %v", role, err)
 		}
 		t.Log(err)
-		for _, part := range []string{role, `"lo"`, "7", "--stop-daemon"} {
+		for _, part := range []string{role, `"lo"`, "7", "--stop-daemon", "[legacy]"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%q does not name %q", err, part)
 			}

@@ -130,7 +130,7 @@ func (c *Config) ours(d Daemon) bool {
 // foreign says that d is in the way, and how to remove it.
 func (c *Config) foreign(d Daemon) string {
 	return fmt.Sprintf("the kernel's %s sync thread runs on interface %q with sync ID %d and is not ours; "+
-		"stop it with \"ipvsadm --stop-daemon %s\", or remove lvs_sync_daemon from keepalived.conf", d.Role, d.Interface, d.SyncID, d.Role)
+		"stop it with \"ipvsadm --stop-daemon %s\", or remove lvs_sync_daemon from keepalived.conf; [legacy] speaks with directors that keep theirs", d.Role, d.Interface, d.SyncID, d.Role)
 }
 
 // A Tap captures what the kernel's IPVS does with its connections, and

@@ -10,13 +10,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"saru/internal/testnet"
 	"saru/ipvs"
 )
 
-// An initd runs the init script of the package in a network namespace and a
-// mount namespace of its own, where /etc/default/syncd says where things are.
+// An initd runs the init script of the package, each time in a mount namespace
+// of its own, where /etc/default/syncd says where things are.
 type initd struct {
 	t      *testing.T
 	dir    string
@@ -109,13 +109,13 @@ func TestInitScript(t *testing.T) {
 	if _, err := os.Stat(d.path("syncd.sock")); err != nil {
 		t.Error(err)
 	}
-	await(t, "the daemon gives up the capabilities that it does not need", func() bool {
+	testnet.Await(t, "the daemon gives up the capabilities that it does not need", func() bool {
 		status := string(read(t, "/proc/"+pid+"/status"))
 		return strings.Contains(status, "CapEff:\t0000000000003000") && strings.Contains(status, "NoNewPrivs:\t1")
 	})
 	configuration("[filter]\nservices = [\"10.9.0.100:80\"]\n")
 	d.want("reload", 0)
-	await(t, "the filter is in force", func() bool {
+	testnet.Await(t, "the filter is in force", func() bool {
 		out, err := runCommand(t, "status", "--json", "--config", d.path("syncd.toml"))
 		return err == nil && strings.Contains(out, `"filter": "10.9.0.100:80"`)
 	})
@@ -140,21 +140,11 @@ func TestInitScript(t *testing.T) {
 	if err := syscall.Kill(proc, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "it is dead", func() bool { return syscall.Kill(proc, 0) != nil })
+	testnet.Await(t, "it is dead", func() bool { return syscall.Kill(proc, 0) != nil })
 	d.want("status", 1)
 	d.want("start", 0)
 	d.want("stop", 0)
 	d.want("dance", 2)
-}
-
-// await waits until what is true. Its time is a bound for a stuck test.
-func await(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in half a minute: %s", what)
-		}
-	}
 }
 
 func read(t *testing.T, path string) []byte {
