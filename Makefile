@@ -12,7 +12,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 # Debian packages that the tests and the demo run: the real servers, the
 # peers, the emulator.
 PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 kmod \
-            nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump
+            nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump procps
 # And what the kernel module is built with, where it is built; the peers that
 # are measured beside us.
 kmod kmod-test kmod-deb: PACKAGES += gcc make binutils sparse
