@@ -156,6 +156,33 @@ func TestNoConfigurationIsAClusterOfOne(t *testing.T) {
 }
 
 // Directors that differ in what decides a packet must not share it.
+// What picks a bucket is secret, the same for all who have the key, and stays
+// when the key is rotated under a line that says so.
+func TestSeedIsOfTheKey(t *testing.T) {
+	old, other := seal.NewKey(), seal.NewKey()
+	seed := func(lines string) uint32 {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(path, []byte(lines), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f := DefaultFile()
+		f.Cluster.KeyFile = path
+		var s Settings
+		if err := f.keys(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Seed
+	}
+	was := seed(old + "\n")
+	if was == 0 || seed(old+"\n") != was || seed(old+"\n"+other+"\n") != was || seed(other+"\nseed "+old+"\n") != was {
+		t.Error("the seed is not that of the key that says so")
+	}
+	if seed(other+"\n") == was {
+		t.Error("two keys have one seed")
+	}
+}
+
 func TestShape(t *testing.T) {
 	base := func() *Settings {
 		s, err := load(t, full)
