@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,10 +75,10 @@ func (l *Listener) Close() error { return l.sock.close() }
 // Run hands on events until ctx ends, which is no error. It returns
 // ErrNotLoaded when the module is unloaded.
 func (l *Listener) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() {
-		// In the past: it ends a read that waits.
-		_ = l.sock.file.SetReadDeadline(time.Unix(1, 0))
-	})
+	stop, err := l.sock.readUntil(ctx)
+	if err != nil {
+		return err
+	}
 	defer stop()
 	for {
 		b, err := l.sock.receive()
@@ -122,17 +121,8 @@ func (l *Listener) messages(b []byte) error {
 
 // ours says whether a message of the controller is about our family.
 func (l *Listener) ours(attrs []byte) bool {
-	for len(attrs) > 0 {
-		kind, v, rest, err := nextAttr(attrs)
-		if err != nil {
-			return false
-		}
-		if kind == ctrlAttrFamilyID && len(v) == 2 {
-			return native.Uint16(v) == l.family.id
-		}
-		attrs = rest
-	}
-	return false
+	id := attrOf(attrs, ctrlAttrFamilyID)
+	return len(id) == 2 && native.Uint16(id) == l.family.id
 }
 
 func (l *Listener) batch(attrs []byte) {

@@ -70,6 +70,21 @@ const (
 
 func align(n int) int { return (n + 3) &^ 3 }
 
+// attrOf returns the first attribute of a kind, or nil.
+func attrOf(attrs []byte, want int) []byte {
+	for len(attrs) > 0 {
+		kind, v, rest, err := nextAttr(attrs)
+		if err != nil {
+			return nil
+		}
+		if kind == want {
+			return v
+		}
+		attrs = rest
+	}
+	return nil
+}
+
 // nextAttr cuts the first attribute off b.
 func nextAttr(b []byte) (kind int, value, rest []byte, err error) {
 	if len(b) < attrHeader {

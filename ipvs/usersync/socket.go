@@ -1,6 +1,7 @@
 package usersync
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -76,6 +77,18 @@ func (s *socket) receive() ([]byte, error) {
 		return nil, s.err
 	}
 	return s.buf[:s.n], nil
+}
+
+// readUntil lets reads wait until ctx ends, and then end by
+// os.ErrDeadlineExceeded. stop is to be called when nothing is read any more.
+func (s *socket) readUntil(ctx context.Context) (stop func() bool, err error) {
+	if err := s.file.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	return context.AfterFunc(ctx, func() {
+		// In the past: it ends a read that waits.
+		_ = s.file.SetReadDeadline(time.Unix(1, 0))
+	}), nil
 }
 
 // next is receive, but unless wait it does not wait for messages: more is false
@@ -221,15 +234,8 @@ func ackText(h header, body []byte) string {
 	if h.flags&unix.NLM_F_ACK_TLVS == 0 || len(body) < skip {
 		return ""
 	}
-	for b := body[skip:]; len(b) > 0; {
-		kind, v, rest, err := nextAttr(b)
-		if err != nil {
-			return ""
-		}
-		if kind == ackMsg && len(v) > 0 && len(v) < 256 {
-			return string(v[:len(v)-1])
-		}
-		b = rest
+	if v := attrOf(body[skip:], ackMsg); len(v) > 0 && len(v) < 256 {
+		return string(v[:len(v)-1])
 	}
 	return ""
 }

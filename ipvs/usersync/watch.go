@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/mdlayher/genetlink"
 	"golang.org/x/sys/unix"
@@ -44,10 +43,10 @@ func OpenWatcher() (*Watcher, error) {
 // not been returned for; and ctx's error when ctx ends. It asks nothing of the
 // kernel, which would load the module again that somebody has just unloaded.
 func (w *Watcher) Wait(ctx context.Context) error {
-	if err := w.sock.file.SetReadDeadline(time.Time{}); err != nil {
+	stop, err := w.sock.readUntil(ctx)
+	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = w.sock.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	there := false
 	for ctx.Err() == nil {
@@ -91,15 +90,5 @@ func present(b []byte, was bool) bool {
 }
 
 func tellsOfUs(attrs []byte) bool {
-	for len(attrs) > 0 {
-		kind, v, rest, err := nextAttr(attrs)
-		if err != nil {
-			return false
-		}
-		if kind == ctrlAttrFamilyName {
-			return string(v) == Family+"\x00"
-		}
-		attrs = rest
-	}
-	return false
+	return string(attrOf(attrs, ctrlAttrFamilyName)) == Family+"\x00"
 }
