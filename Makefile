@@ -4,6 +4,7 @@
 GO          ?= go
 KERNEL      ?= 6.1
 SYNC        ?= syncd
+CLOCK       ?= virtual
 OUT         ?= out
 SEEDS       ?= 1000
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -15,7 +16,7 @@ PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 km
             nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump procps
 # And what the kernel module is built with, where it is built; the peers that
 # are measured beside us.
-kmod kmod-test kmod-deb: PACKAGES += gcc make binutils sparse
+test test-kernels compare kmod kmod-test kmod-deb: PACKAGES += gcc make binutils sparse
 kmod-deb: PACKAGES += dkms dpkg-dev
 bench-peers: PACKAGES += conntrackd conntrack
 
@@ -53,11 +54,11 @@ lint: ## formatting (gofumpt), go vet, staticcheck
 	$(GO) run $(STATICCHECK) ./...
 
 .PHONY: test
-test: deps build ## everything: unit, native namespaces, and the lab on 6.1
+test: deps build kmod ## everything: unit, native namespaces, the module's build, and the lab on 6.1
 	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(LONG_TESTS)'; } | $(GO) run ./test/cmd/testsum
 
 .PHONY: test-kernels
-test-kernels: deps build ## the lab's tests on 6.1 and on 6.12
+test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12
 	@{ $(MAKE) --no-print-directory lab-tests KERNEL=6.1; $(MAKE) --no-print-directory lab-tests KERNEL=6.12; } | $(GO) run ./test/cmd/testsum
 
 # One guest at a time (-p 1): a guest takes both cores.
@@ -117,8 +118,9 @@ bench-peers: deps ## syncd beside conntrackd, as root
 	$(GO) run ./test/versus/cmd/versus
 
 .PHONY: compare
-compare: deps build kmod ## the kernel's sync threads, syncd's tap and the module, side by side (KERNEL=6.1|6.12)
-	$(GO) run ./test/compare/cmd/compare --host --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/compare-$(KERNEL)
+compare: deps build kmod ## the kernel's sync threads, syncd's tap and the module, side by side (KERNEL=6.1|6.12, CLOCK=virtual|real)
+	$(GO) build -trimpath -o bin/ ./test/compare/cmd/compare
+	bin/compare --host --clock $(CLOCK) --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/compare-$(KERNEL)
 
 .PHONY: clean
 clean: ## remove what was built, and the lab's output; keep .cache
