@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,12 @@ func DefaultPlan() Plan {
 	return Plan{Quiet: 40, Busy: 40, Rate: 30, Cuts: 4, Growing: 3800 * time.Millisecond, Costs: 120, Patience: 4 * time.Second}
 }
 
+// VirtualPlan does so in a guest whose clock counts instructions: there time
+// that is waited costs nothing, and more connections make it busy.
+func VirtualPlan() Plan {
+	return Plan{Quiet: 100, Busy: 100, Rate: 50, Cuts: 3, Growing: 3800 * time.Millisecond, Costs: 200, Patience: 4 * time.Second}
+}
+
 // A Latency is from the client's SYN to the peer's kernel, in milliseconds.
 type Latency struct {
 	N       int     `json:"n"`
@@ -53,10 +60,18 @@ type Class struct {
 	HalfLost int `json:"half_lost"`
 }
 
+// What the guest's clock runs by.
+const (
+	Real    = "real"    // the machine's
+	Virtual = "virtual" // a nanosecond for each instruction of either processor
+)
+
 // A Result is what was measured of one way.
 type Result struct {
 	Way    string  `json:"way"`
 	Kernel string  `json:"kernel"`
+	Clock  string  `json:"clock"`   // Real or Virtual
+	Rate   int     `json:"rate"`    // connections a second on busy directors
 	Pong   float64 `json:"pong_us"` // round trip between two namespaces, median
 	Quiet  Latency `json:"quiet"`
 	Busy   Latency `json:"busy"`
@@ -70,7 +85,7 @@ type Result struct {
 // Run measures one way on this kernel, which must have IPVS. syncd and module
 // are files. say is told what it is about to do, and done the result before all
 // is taken down.
-func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, say func(string), done func(*Result) error) (err error) {
+func Run(ctx context.Context, way, clock string, syncd, module, dir string, say func(string), done func(*Result) error) (err error) {
 	say("building the lab")
 	s, err := newSite(ctx, way, syncd, module, dir)
 	if err != nil {
@@ -81,11 +96,16 @@ func Run(ctx context.Context, way string, plan Plan, syncd, module, dir string, 
 			err = cerr
 		}
 	}()
-	if way == KernelDefault {
+	plan := DefaultPlan()
+	if clock == Virtual {
+		plan = VirtualPlan()
+	}
+	switch {
+	case way == KernelDefault, way == KernelTuned && clock == Virtual:
 		// Each takes seconds there.
 		plan.Quiet, plan.Busy = min(plan.Quiet, 15), min(plan.Busy, 15)
 	}
-	r := &Result{Way: way, Ages: make([]Class, len(Ages)+1)}
+	r := &Result{Way: way, Clock: clock, Rate: plan.Rate, Ages: make([]Class, len(Ages)+1)}
 	if r.Pong, err = Calibrate(ctx); err != nil {
 		return err
 	}
@@ -243,22 +263,25 @@ func (s *site) using(do func() error) (machine, daemons time.Duration, err error
 const tick = 10 * time.Millisecond
 
 // used returns the processor time so far, of the machine and of the daemons.
+// The machine's is the time that it did not idle: the kernel measures that,
+// while it samples what is busy at its ticks.
 func (s *site) used() (machine, daemons time.Duration, err error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, 0, err
 	}
+	machine = time.Since(s.began) * time.Duration(runtime.NumCPU())
 	line, _, _ := strings.Cut(string(text), "\n")
-	// cpu user nice system idle iowait irq softirq …
+	// cpu user nice system idle iowait …
 	for i, f := range strings.Fields(line) {
-		if i == 0 || i == 4 || i == 5 || i > 7 {
+		if i != 4 && i != 5 {
 			continue
 		}
 		n, err := strconv.ParseInt(f, 10, 64)
 		if err != nil {
 			return 0, 0, fmt.Errorf("/proc/stat: %w", err)
 		}
-		machine += time.Duration(n) * tick
+		machine -= time.Duration(n) * tick
 	}
 	for _, p := range s.syncds {
 		d, err := threads(p.Pid())

@@ -19,24 +19,35 @@ func (r *Result) Native(ms, pong float64) float64 {
 	return fixed + (ms-fixed)*pong/r.Pong
 }
 
+// loadAlone is the processor time of a connection that nobody synchronises,
+// in a guest as r's; 0 if that was not measured.
+func loadAlone(results []*Result, r *Result) float64 {
+	for _, none := range results {
+		if none.Way == None && none.Kernel == r.Kernel && none.Clock == r.Clock {
+			return none.MachineUS
+		}
+	}
+	return 0
+}
+
 // Report writes results side by side. pong is the machine's own ping-pong.
 func Report(w io.Writer, results []*Result, pong float64) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SYN to the peer's table, ms\tkernel\tquiet p50\tp99\tmax\tabsent\tbusy p50\tp99\tmax\tabsent\tnative-equivalent p99, quiet\tbusy")
+	fmt.Fprintln(t, "SYN to the peer's table, ms\tkernel\tclock\tquiet p50\tp99\tmax\tabsent\tbusy p50\tp99\tmax\tabsent\tnative-equivalent p99, quiet\tbusy")
 	for _, r := range results {
 		if r.Way == None {
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.1f\t%.1f\t%.1f\t%d\t%.2f\t%.2f\n", r.Way, r.Kernel,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.1f\t%.1f\t%.1f\t%d\t%.2f\t%.2f\n", r.Way, r.Kernel, r.Clock,
 			r.Quiet.P50, r.Quiet.P99, r.Quiet.Max, r.Quiet.Missing, r.Busy.P50, r.Busy.P99, r.Busy.Max, r.Busy.Missing,
 			r.Native(r.Quiet.P99, pong), r.Native(r.Busy.P99, pong))
 	}
-	fmt.Fprintln(t, "\nlost at a power cut, by age\tkernel\t< 50 ms\t< 200 ms\t< 1 s\t< 3 s\tolder\thalf open, older than 50 ms")
+	fmt.Fprintln(t, "\nlost at a power cut, by age\tkernel\tclock\t< 50 ms\t< 200 ms\t< 1 s\t< 3 s\tolder\thalf open, older than 50 ms")
 	for _, r := range results {
 		if r.Way == None {
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s", r.Way, r.Kernel)
+		fmt.Fprintf(t, "%s\t%s\t%s", r.Way, r.Kernel, r.Clock)
 		var half Class
 		for i, c := range r.Ages {
 			fmt.Fprintf(t, "\t%d of %d", c.Lost, c.Open)
@@ -47,9 +58,9 @@ func Report(w io.Writer, results []*Result, pong float64) error {
 		}
 		fmt.Fprintf(t, "\t%d of %d\n", half.HalfLost, half.HalfOpen)
 	}
-	fmt.Fprintln(t, "\nprocessor time a connection, µs\tkernel\tmachine\tof it both daemons\tguest's ping-pong")
+	fmt.Fprintln(t, "\nprocessor time a connection, µs\tkernel\tclock\tmachine\tbeyond the load itself\tof it both daemons\tguest's ping-pong")
 	for _, r := range results {
-		fmt.Fprintf(t, "%s\t%s\t%.0f\t%.0f\t%.0f\n", r.Way, r.Kernel, r.MachineUS, r.DaemonsUS, r.Pong)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.0f\t%.0f\t%.0f\t%.0f\n", r.Way, r.Kernel, r.Clock, r.MachineUS, r.MachineUS-loadAlone(results, r), r.DaemonsUS, r.Pong)
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -41,6 +41,7 @@ const (
 // the first director; the second one is looked at.
 type site struct {
 	lab    *lab.Lab
+	began  time.Time
 	way    string
 	client *lab.Node
 	active *lab.Director
@@ -53,7 +54,7 @@ type site struct {
 }
 
 func newSite(ctx context.Context, way, syncd, module, dir string) (_ *site, err error) {
-	s := &site{way: way}
+	s := &site{way: way, began: time.Now()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())

@@ -40,21 +40,39 @@ func (m *machine) arguments() []string {
 		"-virtfs", "local,path=/,mount_tag=" + rootTag +
 			",security_model=none,readonly=on,multidevs=remap",
 	}
-	if os.Getenv("SARU_LAB_ACCEL") == "kvm" && hasKVM() {
-		args = append(args, "-accel", "kvm")
-	}
-	// With one thread the processors take turns: slower, but none of them runs
-	// code that another one is rewriting (see pinHooks).
-	thread := "multi"
-	if os.Getenv("SARU_LAB_ACCEL") == "single" {
-		thread = "single"
-	}
-	args = append(args, "-accel", "tcg,thread="+thread+",tb-size=512")
+	args = append(args, accelerator(os.Getenv(accelVar))...)
 	if m.Out != "" {
 		args = append(args, "-virtfs", "local,path="+m.Out+",mount_tag="+outTag+
 			",security_model=none,multidevs=remap")
 	}
 	return args
+}
+
+// accelVar says how the guest's processors are run.
+const accelVar = "SARU_LAB_ACCEL"
+
+// accelerator returns QEMU's arguments for a way to run the processors:
+//
+//   - "": emulated, a thread for each.
+//   - "single": one thread, in which they take turns: slower, but none of them
+//     runs code that another one is rewriting (see pinHooks).
+//   - "icount": the same, and the guest's clocks count instructions, one a
+//     nanosecond. A machine that is loaded by others makes the run longer, and
+//     no time of the guest's; nothing is waited for either, since time leaps
+//     to the next timer while all processors are idle. What the guest waits for
+//     outside of it (a file that it reads for the first time) takes it any time.
+//   - "kvm": the machine's own processor, if it can.
+func accelerator(how string) []string {
+	tcg := func(thread string) string { return "tcg,thread=" + thread + ",tb-size=512" }
+	switch {
+	case how == "kvm" && hasKVM():
+		return []string{"-accel", "kvm", "-accel", tcg("multi")}
+	case how == "icount":
+		return []string{"-accel", tcg("single"), "-icount", "shift=0,sleep=off", "-rtc", "clock=vm"}
+	case how == "single":
+		return []string{"-accel", tcg("single")}
+	}
+	return []string{"-accel", tcg("multi")}
 }
 
 func hasKVM() bool {

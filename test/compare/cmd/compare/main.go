@@ -2,6 +2,7 @@
 // see package compare.
 //
 //	compare --host --kernel 6.1 --out DIR    a guest for each way, then the table
+//	compare --host --clock virtual …         in guests whose clock counts instructions
 //	compare --way syncd-module --out DIR     one way, here: a kernel with IPVS, root
 //	compare --report DIR …                   the table of what was measured before
 package main
@@ -12,7 +13,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -32,6 +32,7 @@ func main() {
 	flag.StringVar(&o.kernel, "kernel", "6.1", "the guests' kernel: 6.1 or 6.12")
 	flag.StringVar(&o.ways, "ways", strings.Join(append(compare.Ways, compare.None), ","), "the ways, for --host")
 	flag.StringVar(&o.way, "way", "", "the way to measure here")
+	flag.StringVar(&o.clock, "clock", compare.Real, "what the guests' clock runs by: real, the machine's, or virtual, a nanosecond an instruction")
 	flag.StringVar(&o.module, "module", "", "ip_vs_user_sync.ko, built for this kernel (default: as kmod/check.sh leaves it)")
 	flag.StringVar(&o.out, "out", "out/compare", "folder for the results")
 	flag.Parse()
@@ -45,12 +46,14 @@ func main() {
 }
 
 type options struct {
-	host, report                   bool
-	kernel, ways, way, module, out string
+	host, report                          bool
+	kernel, ways, way, clock, module, out string
 }
 
 func (o *options) run(ctx context.Context) error {
 	switch {
+	case o.clock != compare.Real && o.clock != compare.Virtual:
+		return config.Bad("--clock %q: give %s or %s", o.clock, compare.Real, compare.Virtual)
 	case o.report:
 		return report(ctx, flag.Args())
 	case o.host:
@@ -72,19 +75,27 @@ func (o *options) boot(ctx context.Context, way string) error {
 	if err != nil {
 		return err
 	}
-	out, err := filepath.Abs(o.out)
-	if err != nil {
-		return err
+	c := guest.Config{
+		Kernel: o.kernel, Out: o.out, Init: filepath.Join(filepath.Dir(self), "lab"),
+		Stdout: os.Stdout, Stderr: os.Stderr,
 	}
-	args := []string{"run", "--kernel", o.kernel, "--out", out, "--", self, "--way", way, "--kernel", o.kernel, "--out", guest.OutDir}
+	if o.clock == compare.Virtual {
+		// Processors that take turns would wait for each other's turns.
+		c.SMP = 1
+		if err := os.Setenv("SARU_LAB_ACCEL", "icount"); err != nil {
+			return err
+		}
+	}
+	argv := []string{self, "--way", way, "--clock", o.clock, "--kernel", o.kernel, "--out", guest.OutDir}
 	if o.module != "" {
-		args = append(args, "--module", o.module)
+		argv = append(argv, "--module", o.module)
 	}
 	fmt.Fprintf(os.Stderr, "%s on Linux %s …\n", way, o.kernel)
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "lab"), args...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	if err := cmd.Run(); err != nil {
+	code, err := guest.Run(ctx, c, argv...)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exit status %d", code)
+	}
+	if err != nil {
 		return fmt.Errorf("%s in the guest: %w", way, err)
 	}
 	return nil
@@ -111,13 +122,13 @@ func (o *options) measure(ctx context.Context) error {
 	defer os.RemoveAll(dir)
 	start := time.Now()
 	say := func(what string) { fmt.Fprintf(os.Stderr, "%7.1f s  %s\n", time.Since(start).Seconds(), what) }
-	return compare.Run(ctx, o.way, compare.DefaultPlan(), filepath.Join(bin, "syncd"), module, dir, say, func(r *compare.Result) error {
+	return compare.Run(ctx, o.way, o.clock, filepath.Join(bin, "syncd"), module, dir, say, func(r *compare.Result) error {
 		r.Kernel = o.kernel
 		b, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(o.out, r.Kernel+"-"+r.Way+".json"), b, 0o644)
+		return os.WriteFile(filepath.Join(o.out, r.Kernel+"-"+r.Clock+"-"+r.Way+".json"), b, 0o644)
 	})
 }
 
