@@ -488,6 +488,15 @@ func (c *Core) Fence(now time.Duration) {
 	c.finish()
 }
 
+// Suspended says that this machine slept, its clocks too: what is open may be
+// others' by now, and its lease lives on by the kernel's clock (H7).
+func (c *Core) Suspended(now time.Duration) {
+	c.begin(now)
+	c.listenAnew()
+	c.fence(whySlept)
+	c.finish()
+}
+
 // Leave gives the share away, closes everything and then says farewell.
 func (c *Core) Leave(now time.Duration) {
 	c.begin(now)

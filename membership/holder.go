@@ -20,6 +20,7 @@ func (c *Core) holds() bool { return !c.open.Empty() || !c.rest.Empty() }
 // Why buckets were closed.
 const (
 	whyLate     = "this daemon was stopped, or its machine too busy, for longer than a lease"
+	whySlept    = "this machine was suspended"
 	whyClone    = "another machine uses this node's name"
 	whyLost     = "somebody else changed the kernel's table"
 	whyAsked    = "asked to"

@@ -112,10 +112,29 @@ func TestUnitIsSound(t *testing.T) {
 	if out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput(); err != nil || strings.Contains(string(out), "saru.service") {
 		t.Errorf("systemd-analyze verify: %v: %s", err, out)
 	}
+	sleep := sleepUnit(t, filepath.Dir(unit), exe)
+	if out, err := exec.Command("systemd-analyze", "verify", unit, sleep).CombinedOutput(); err != nil || strings.Contains(string(out), "saru-sleep.service:") {
+		t.Errorf("systemd-analyze verify: %v: %s", err, out)
+	}
 	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=45", unit).CombinedOutput()
 	if err != nil && strings.Contains(string(out), "exposure") {
 		t.Errorf("systemd-analyze security: %v: %s", err, out)
 	}
+}
+
+// sleepUnit returns the unit that gives the share away before a sleep, of this
+// binary, beside its daemon's.
+func sleepUnit(t *testing.T, dir, exe string) string {
+	t.Helper()
+	b, err := os.ReadFile(packaging + "/systemd/saru-sleep.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(dir, "saru-sleep.service")
+	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(b), "/usr/sbin/saru", exe)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return unit
 }
 
 // The script for SysV init starts saru, tells its status, and stops it.

@@ -94,6 +94,7 @@ type Engine struct {
 	opened, armErrors, confirmErrors uint64
 	drops                            map[error]uint64
 	worstTick                        time.Duration
+	sleep                            sleepClock
 	realtime                         string
 }
 
@@ -283,6 +284,10 @@ func (e *Engine) turn() {
 	case now >= e.nextTick:
 		e.worstTick = max(e.worstTick, now-e.nextTick)
 		e.nextTick = max(e.nextTick+e.interval, now+e.interval/2)
+		if e.sleep.more() {
+			e.core.Suspended(now)
+			e.perform()
+		}
 		e.core.Tick(now)
 	case now >= e.core.Next():
 		e.core.Wake(now)

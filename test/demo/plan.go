@@ -52,10 +52,14 @@ func Brief() Plan {
 	return p
 }
 
+// plannedLease is longer still: no lease runs out in a planned restart, so
+// that it takes no more time, and a machine that is too busy shows nothing.
+const plannedLease = 3 * emulatedLease
+
 // Rolling is a planned restart of every director, one after another.
 func Rolling() Plan {
 	p := Brief()
-	p.Planned, p.Off = true, 2*time.Second
+	p.Planned, p.Off, p.Lease = true, 2*time.Second, plannedLease
 	return p
 }
 
