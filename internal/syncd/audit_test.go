@@ -3,6 +3,7 @@ package syncd
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,17 +165,17 @@ func TestAuditNeverReplacesNewerState(t *testing.T) {
 		closed, news := c, c
 		closed.State, closed.Timeout = tcpClose, closedLife
 		news.State, news.Timeout = finWait, 120*time.Second
-		read := 0
+		var read atomic.Int32
 		a.kernel.mu.Lock()
 		a.kernel.during = func() { // the slice was read when the news come
-			if read++; read == 1 {
+			if read.Add(1) == 1 {
 				a.Captured(&news)
 			}
 		}
 		a.kernel.mu.Unlock()
 		a.kernel.serve(closed)
 		time.Sleep(6 * time.Second)
-		if read == 0 {
+		if read.Load() == 0 {
 			t.Fatal("no pass")
 		}
 		if e, _ := b.kernel.entry(c.Key); e.State != finWait {

@@ -59,6 +59,7 @@ func (n *node) deferring(t *testing.T) *fakeGate {
 	g := &fakeGate{accepted: map[uint32]time.Time{}}
 	d := newDeferral(slog.New(slog.DiscardHandler), deferTest, n.session.Hearing, func(opening) bool { return false })
 	d.gate = g
+	synctest.Wait() // the engine runs already, and looks at it when it does something
 	n.deferral = d
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
