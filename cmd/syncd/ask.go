@@ -22,6 +22,19 @@ func statusCommand(f *cli.Flags) *cobra.Command {
 		func() cli.Status { return new(syncd.Status) })
 }
 
+func checkCommand(f *cli.Flags) *cobra.Command {
+	return &cobra.Command{
+		Use: "check", Short: "Validate the configuration, and what the kernel can do", Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := syncd.Load(f.Config)
+			if err != nil {
+				return err
+			}
+			return syncd.Check(cmd.OutOrStdout(), s)
+		},
+	}
+}
+
 func connsCommand(f *cli.Flags) *cobra.Command {
 	var asJSON bool
 	var limit uint32

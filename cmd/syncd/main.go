@@ -34,7 +34,7 @@ func command() *cobra.Command {
 		Run:      run,
 	}
 	root := p.Command(&f)
-	root.AddCommand(statusCommand(&f), connsCommand(&f), traceCommand(&f), resyncCommand(&f))
+	root.AddCommand(statusCommand(&f), connsCommand(&f), traceCommand(&f), resyncCommand(&f), checkCommand(&f))
 	return root
 }
 
