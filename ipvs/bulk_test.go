@@ -55,6 +55,7 @@ func TestBulk(t *testing.T) {
 		t.Fatalf("services %+v, %v", services, err)
 	}
 	var active uint32
+	t.Cleanup(func() { t.Logf("%d of %d entries are active; %+v", active, n, tap.Stats()) })
 	eventually(t, "all entries active at their real server", func() bool {
 		dests, err := tap.client.Dests(services[0])
 		if err != nil || len(dests) != 1 {
