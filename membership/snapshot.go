@@ -90,8 +90,10 @@ func (c *Core) info(p *peer) MemberInfo {
 // standing returns p's state as this node sees it, and why, or "".
 func (c *Core) standing(p *peer) (state, why string) {
 	switch {
+	case p.foreign && p.ancient:
+		return "foreign", "speaks another version of the protocol; one of the two must be upgraded"
 	case p.foreign:
-		return "foreign", "speaks another version or has another share configuration"
+		return "foreign", "has another share configuration, or other voters; compare [share], quorum and voters"
 	case p.left && p.has(FlagAside):
 		return p.hb.State.String(), "was too slow, and proves that it is fast enough"
 	case p.left:

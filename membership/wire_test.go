@@ -127,7 +127,7 @@ func TestVersionTwoIsForeign(t *testing.T) {
 		c.Actions()
 	}
 	s := c.Snapshot(now)
-	if s.State != Joining || !strings.Contains(s.Why, "another version") || s.Members[1].State != "foreign" || s.Stats.ForeignVersion == 0 {
+	if s.State != Joining || !strings.Contains(s.Why, "another version") || s.Members[1].State != "foreign" || !strings.Contains(s.Members[1].Why, "another version") || s.Stats.ForeignVersion == 0 {
 		t.Errorf("beside version 2 a newcomer is %v because %q, and sees %+v", s.State, s.Why, s.Members[1])
 	}
 }

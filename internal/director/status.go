@@ -200,6 +200,9 @@ func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[m
 	gossiped := d.gossip.members()
 	st.Quorum = QuorumStatus{snap.Policy, snap.Have, snap.Need}
 	for i, m := range snap.Members {
+		if m.Name == "" { // of another version's message only the id can be read
+			m.Name = gossipName(gossiped, m.Node)
+		}
 		g := gossiped[m.Name]
 		ms := MemberStatus{m.Name, addrs[m.Node], m.Role, m.State, m.Why, m.Weight, m.Open, ms(m.Silent), g.Version}
 		if m.Name == "" {
@@ -218,6 +221,16 @@ func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[m
 		})
 	}
 	slices.SortFunc(st.Members[1:], func(a, b MemberStatus) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// gossipName returns the name of a node that gossip knows, or "".
+func gossipName(gossiped map[string]Peer, id membership.NodeID) string {
+	for name := range gossiped {
+		if membership.ID(name) == id {
+			return name
+		}
+	}
+	return ""
 }
 
 func (d *daemon) filterStatus(st *Status) {
