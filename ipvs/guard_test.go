@@ -72,6 +72,9 @@ func TestGuard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("needs python3 to send with another user's rights: ", err)
+	}
 	spoof := func(port uint16, dev string, uid uint32) {
 		script := fmt.Sprintf(`import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
