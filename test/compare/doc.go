@@ -15,8 +15,12 @@
 // for all of them, and those that are measured without it are told not to use
 // it. Nobody listens to its events then.
 //
-// The lab's processors are emulated. Calibrate runs the same ping-pong between
-// two namespaces in the guest and natively; the ratio of the two says how much
-// slower the guest is. A latency without the fixed waits in it (the module's
-// millisecond), divided by the ratio, is what it would be natively.
+// The lab's processors are emulated. With the virtual clock the guest has one,
+// and its time is the number of instructions that it ran, a nanosecond each: the
+// client, the server and both directors share a processor of 10^9 instructions
+// a second, and neither the emulation nor what else the machine does shows.
+// With the real clock both do. Calibrate runs the same ping-pong between two
+// namespaces in the guest and natively; the ratio of the two says how much
+// slower the guest's processors are. A latency without the fixed waits in it
+// (the module's millisecond), divided by the ratio, is what it would be natively.
 package compare

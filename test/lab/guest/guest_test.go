@@ -181,3 +181,18 @@ func TestRun(t *testing.T) {
 type whenWritten func()
 
 func (f whenWritten) Write(p []byte) (int, error) { f(); return len(p), nil }
+
+// TestAccelerator: an unknown way is the default, and the virtual clock is the
+// clock of all of the guest's devices.
+func TestAccelerator(t *testing.T) {
+	for how, want := range map[string]string{
+		"":       "-accel tcg,thread=multi,tb-size=512",
+		"other":  "-accel tcg,thread=multi,tb-size=512",
+		"single": "-accel tcg,thread=single,tb-size=512",
+		"icount": "-accel tcg,thread=single,tb-size=512 -icount shift=0,sleep=off -rtc clock=vm",
+	} {
+		if got := strings.Join(accelerator(how), " "); got != want {
+			t.Errorf("%q: %s, want %s", how, got, want)
+		}
+	}
+}
