@@ -22,7 +22,7 @@ bench-peers: PACKAGES += conntrackd conntrack
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
-LAB_TESTS := ./ipvs ./partition/forward ./partition/lan ./partition/nft ./partition/queue ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
+LAB_TESTS := ./ipvs ./ipvs/firstpacket ./partition/forward ./partition/lan ./partition/nft ./partition/queue ./internal/syncd ./cmd/syncd ./test/lab ./test/e2e
 
 # What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.

@@ -24,6 +24,7 @@ type gate interface {
 	Run(ctx context.Context) error
 	Accept(id uint32) error
 	SetTargets(targets map[netip.AddrPort]struct{}) error
+	Restore() (bool, error)
 	Close() error
 }
 
@@ -259,8 +260,16 @@ func (d *deferral) watchDeadlines(ctx context.Context) {
 	}
 }
 
-// setTargets says what is held: what goes to these services, or real servers.
+// setTargets says what is held: what goes to these services, or real servers. It
+// is called every two seconds, and mends then what others did to the gate.
 func (d *deferral) setTargets(s *Services) error {
+	again, err := d.gate.Restore()
+	if err != nil {
+		return err
+	}
+	if again {
+		d.log.Warn("somebody changed the rules that hold first packets back; they are made again")
+	}
 	targets := map[netip.AddrPort]struct{}{}
 	for t := range s.Targets {
 		if t.Protocol == protoTCP || t.FWMark != 0 {

@@ -34,6 +34,8 @@ func (g *fakeGate) Accept(id uint32) error {
 	return nil
 }
 
+func (g *fakeGate) Restore() (bool, error) { return false, nil }
+
 func (g *fakeGate) SetTargets(t map[netip.AddrPort]struct{}) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

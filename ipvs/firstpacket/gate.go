@@ -145,6 +145,22 @@ func (g *Gate) SetTargets(targets map[netip.AddrPort]struct{}) error {
 	return nil
 }
 
+// Restore makes the table again if somebody took it away or changed it, and
+// reports whether it did: until then no packet was held. One goroutine calls it,
+// the one that calls SetTargets.
+func (g *Gate) Restore() (bool, error) {
+	n, err := holds()
+	if err != nil || n == len(g.targets) {
+		return false, err
+	}
+	if err := install(queue); err != nil {
+		return false, err
+	}
+	targets := g.targets
+	g.targets = map[netip.AddrPort]struct{}{}
+	return true, g.SetTargets(targets)
+}
+
 // Clean removes the table that a gate left that was not closed.
 func Clean() error { return remove() }
 

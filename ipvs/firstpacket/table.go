@@ -13,7 +13,10 @@ import (
 )
 
 // tableName is the table's; there is one syncd in a network namespace.
-const tableName = "syncd_defer"
+const (
+	tableName = "syncd_defer"
+	chainName = "held"
+)
 
 // priority is behind all filters: what they drop is not held before.
 const priority = 200
@@ -51,7 +54,7 @@ func install(queue uint16) error {
 	t = c.AddTable(table())
 	prio := nftables.ChainPriority(priority)
 	chain := c.AddChain(&nftables.Chain{
-		Name: "held", Table: t, Type: nftables.ChainTypeFilter,
+		Name: chainName, Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPostrouting, Priority: &prio,
 	})
 	for _, six := range []bool{false, true} {
@@ -127,6 +130,33 @@ func change(add, remove []netip.AddrPort) error {
 		return fmt.Errorf("defer: targets of table %s: %w", tableName, err)
 	}
 	return nil
+}
+
+// holds returns how many targets the table has, -1 where its rules are not as they
+// were made: somebody flushed the ruleset, or deleted a part of it.
+func holds() (targets int, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return 0, fmt.Errorf("defer: %w", err)
+	}
+	rules, err := c.GetRules(table(), &nftables.Chain{Name: chainName, Table: table()})
+	if err == nil && len(rules) != 2 {
+		return -1, nil
+	}
+	for _, six := range []bool{false, true} {
+		var e []nftables.SetElement
+		if err == nil {
+			e, err = c.GetSetElements(set(table(), six))
+		}
+		targets += len(e)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return -1, nil
+	case err != nil:
+		return 0, fmt.Errorf("defer: read table %s: %w", tableName, err)
+	}
+	return targets, nil
 }
 
 // remove deletes the table if it is there.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,10 +64,16 @@ func FuzzNext(f *testing.F) {
 // The table is made, changed and removed on this machine's own kernel, if it
 // has what is needed.
 func TestGateIsMadeAndRemoved(t *testing.T) {
+	var cannot error
+	defer func() {
+		if cannot != nil {
+			t.Skip("this kernel cannot: ", cannot)
+		}
+	}()
 	inNamespace(t, func() {
 		g, err := Open(func(Packet) {})
 		if err != nil {
-			t.Logf("this kernel cannot: %v", err)
+			cannot = err
 			return
 		}
 		targets := map[netip.AddrPort]struct{}{
@@ -78,6 +85,22 @@ func TestGateIsMadeAndRemoved(t *testing.T) {
 		if err := g.SetTargets(map[netip.AddrPort]struct{}{netip.MustParseAddrPort("10.9.0.100:80"): {}}); err != nil {
 			t.Error(err)
 		}
+		if again, err := g.Restore(); again || err != nil {
+			t.Errorf("what nobody touched was made again: %v, %v", again, err)
+		}
+		for name, harm := range map[string]func(*nftables.Conn){
+			"the whole ruleset":    func(c *nftables.Conn) { c.FlushRuleset() },
+			"the rules":            func(c *nftables.Conn) { c.FlushTable(table()) },
+			"the targets of a set": func(c *nftables.Conn) { c.FlushSet(set(table(), false)) },
+		} {
+			flush(t, harm)
+			if again, err := g.Restore(); !again || err != nil {
+				t.Errorf("%s flushed: made again %v, %v", name, again, err)
+			}
+			if n, err := holds(); n != 1 || err != nil {
+				t.Errorf("%s flushed: %d targets, %v; want 1", name, n, err)
+			}
+		}
 		if err := g.Close(); err != nil {
 			t.Error(err)
 		}
@@ -85,6 +108,19 @@ func TestGateIsMadeAndRemoved(t *testing.T) {
 			t.Errorf("removing what is not there: %v", err)
 		}
 	})
+}
+
+func flush(t *testing.T, what func(*nftables.Conn)) {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	what(c)
+	if err := c.Flush(); err != nil {
+		t.Error(err)
+	}
 }
 
 // inNamespace runs fn on a thread in a network namespace of its own, which
