@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -168,13 +169,14 @@ func (d *Director) RestoreServices() error {
 // setUpRealServer prepares a real server for the forwarding methods in use.
 func (l *Lab) setUpRealServer(r *Node) error {
 	t := l.Topology
-	if t.uses(Gate) || t.uses(IPIP) || len(t.Services) == 0 {
+	tunnels := slices.DeleteFunc([]Forward{IPIP, GUE, GRE}, func(f Forward) bool { return !t.uses(f) })
+	if t.uses(Gate) || len(tunnels) > 0 || len(t.Services) == 0 {
 		if err := r.hideVIP(); err != nil {
 			return err
 		}
 	}
-	if t.uses(IPIP) {
-		if err := r.tunnel(); err != nil {
+	for _, f := range tunnels {
+		if err := r.tunnel(f); err != nil {
 			return err
 		}
 	}

@@ -15,9 +15,16 @@ const (
 	Gate Forward = "gate" // direct routing: the real server has the VIP too
 	Masq Forward = "masq" // NAT: replies must pass a director
 	IPIP Forward = "ipip" // tunnel: the real server unpacks, and has the VIP
+	GUE  Forward = "gue"  // the same in UDP
+	GRE  Forward = "gre"  // and in GRE
 )
 
-var forwardFlag = map[Forward]string{Gate: "-g", Masq: "-m", IPIP: "-i"}
+// guePort is where real servers unpack GUE (IANA's number for it).
+const guePort = "6080"
+
+var forwardFlag = map[Forward]string{
+	Gate: "-g", Masq: "-m", IPIP: "-i", GUE: "-i --tun-type gue --tun-port " + guePort, GRE: "-i --tun-type gre",
+}
 
 // Service is one virtual service, on the VIP, with every real server behind it.
 type Service struct {
@@ -43,8 +50,8 @@ type Topology struct {
 	// and arp_announce=2, as an operator would.
 	VIPOnDirectors bool
 
-	// Gateway is what real servers reach clients through under Masq; default
-	// the first director.
+	// Gateway is what real servers reach clients through under Masq, with their
+	// own address as the source; default the first director.
 	Gateway netip.Addr
 }
 
@@ -115,7 +122,7 @@ func (s Service) withDefaults() (Service, error) {
 	case s.Port == 0:
 		return s, errors.New("service without a port")
 	case forwardFlag[s.Forward] == "":
-		return s, fmt.Errorf("service forwarding %q: give gate, masq or ipip", s.Forward)
+		return s, fmt.Errorf("service forwarding %q: give gate, masq, ipip, gue or gre", s.Forward)
 	case s.Forward != Masq && s.RealPort != s.Port:
 		return s, fmt.Errorf("service port %d to real port %d: only masq can change ports", s.Port, s.RealPort)
 	}
