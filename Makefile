@@ -26,7 +26,10 @@ LAB_TESTS := ./ipvs ./ipvs/firstpacket ./partition/forward ./partition/lan ./par
 
 # What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.
-LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|PacketsThroughIPVS|EveryForwardingMethod|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+
+# Of the daemon's tests, those that need IPVS.
+SARU_LAB := ^Test(NAT|PersistentServices)$$
 
 # The lease's bound as packet captures see it, and what the kernel is refused for.
 BOUND := ^Test(Bound|BoundBesideReloads|FirewallIsNotDeath|PoisonedSwitch|Standstills|Refusals)$$
@@ -59,7 +62,10 @@ test: deps build kmod ## everything: unit, native namespaces, the module's build
 
 .PHONY: test-kernels
 test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12
-	@{ $(MAKE) --no-print-directory lab-tests KERNEL=6.1; $(MAKE) --no-print-directory lab-tests KERNEL=6.12; } | $(GO) run ./test/cmd/testsum
+	@for k in 6.1 6.12; do \
+		$(MAKE) --no-print-directory lab-tests KERNEL=$$k; \
+		$(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TESTS=./cmd/saru LAB_RUN='$(subst $$,$$$$,$(SARU_LAB))'; \
+	done | $(GO) run ./test/cmd/testsum
 
 # One guest at a time (-p 1): a guest takes both cores.
 .PHONY: lab-tests
