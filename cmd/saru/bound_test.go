@@ -224,12 +224,15 @@ func TestBoundBesideReloads(t *testing.T) {
 	t.Logf("beside reloads: %d fences, a gap of %v, the worst tick %g ms late, %d turns by stand-ins",
 		after.Protocol.Fences-before.Protocol.Fences, gap.Round(time.Millisecond), after.Engine.WorstTickMS, after.Engine.StandInTurns)
 	// Stopped among them, it stops accepting in time all the same.
-	for range instants(2, 10) {
+	for i, n := 0, instants(2, 10); i < n; i++ {
 		v.accident("SIGSTOP among reloads", func() {
 			v.signal(syscall.SIGSTOP)
 			time.Sleep(2 * pace.lease)
 			v.signal(syscall.SIGCONT)
 		})
+		if i < n-1 {
+			v.anew()
+		}
 	}
 	close(quit)
 	wg.Wait()
