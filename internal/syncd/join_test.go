@@ -79,6 +79,31 @@ func TestJoinerPullsFromTheLeastLoaded(t *testing.T) {
 	})
 }
 
+// A peer that is heard only when the table has come from another one keeps no
+// joiner from being synced, and is not pulled from again.
+func TestJoinerHearsAPeerLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(16)
+		const conns = 500
+		nodes := synced(t, network, 2, conns)
+		late := nodes[0]
+		network.SetCut(late.net, network.Node(3), true) // before it is there: d1 may speak at any time
+		joiner := start(t, network, 3, newFakeKernel())
+		time.Sleep(time.Second)
+		if p := joiner.peerOf(t, "d2"); p.Pulled != conns || joiner.Synced() {
+			t.Fatalf("synced %v, %d of %d records pulled", joiner.Synced(), p.Pulled, conns)
+		}
+		network.SetCut(late.net, joiner.net, false)
+		time.Sleep(5 * time.Second)
+		if !joiner.Synced() || joiner.kernel.len() != conns {
+			t.Errorf("synced %v, %d of %d connections in the kernel", joiner.Synced(), joiner.kernel.len(), conns)
+		}
+		if p := joiner.peerOf(t, "d1"); p.State != "up" || p.Pulled != 0 {
+			t.Errorf("the late one: %+v", p)
+		}
+	})
+}
+
 // A stream that breaks is gone on with, and not begun anew.
 func TestPullGoesOnAfterABreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -53,6 +53,9 @@ func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time
 			return wait
 		}
 		s.chooseSourceLocked(now)
+		if s.source != nil && s.source.pulled {
+			s.coverLocked(s.source) // who was heard only after that pull
+		}
 	}
 	for _, p := range s.peers {
 		if !p.pullWanted || p.pulling || !p.up(now) || s.pulls >= maxPulls {
