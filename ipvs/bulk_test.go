@@ -1,9 +1,12 @@
 package ipvs
 
 import (
+	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +32,9 @@ func bulk(n int) []conntable.Connection {
 const bulkVar = "IPVS_BULK"
 
 // TestBulk: tens of thousands of entries go in without a loss, as fast as the
-// kernel takes them.
+// kernel takes them; then again, as known ones. On one processor
+// (SARU_LAB_ACCEL=icount, --smp 1) the kernel leaves part of them lying on lo for
+// a while, which must not look as if it had taken them.
 func TestBulk(t *testing.T) {
 	if !inside(t) {
 		return
@@ -42,14 +47,18 @@ func TestBulk(t *testing.T) {
 			t.Fatalf("%s=%q: want a number", bulkVar, s)
 		}
 	}
-	start := time.Now()
-	if err := tap.Inject(bulk(n)); err != nil {
-		t.Fatal(err)
+	conns := bulk(n)
+	for _, what := range []string{"new", "known"} {
+		thread := backupCPU(t)
+		start := time.Now()
+		if err := errors.Join(tap.Inject(conns), tap.inj.settle()); err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(start)
+		thread = backupCPU(t) - thread
+		t.Logf("%d entries, %s, in %v: %.0f/s; of the backup thread %v each",
+			n, what, took, float64(n)/took.Seconds(), thread/time.Duration(n))
 	}
-	if err := tap.inj.drain(0); err != nil {
-		t.Fatal(err)
-	}
-	took := time.Since(start)
 	services, err := tap.client.Services()
 	if err != nil || len(services) != 1 {
 		t.Fatalf("services %+v, %v", services, err)
@@ -64,8 +73,36 @@ func TestBulk(t *testing.T) {
 		active = dests[0].Active
 		return active == uint32(n)
 	})
-	t.Logf("%d entries in %v, %.0f/s; %+v", n, took, float64(n)/took.Seconds(), tap.Stats())
-	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != uint64(n) {
+	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != 2*uint64(n) {
 		t.Errorf("%+v", s)
 	}
+}
+
+// backupCPU is the processor time of the kernel's backup thread so far. Its
+// process is found by name: a test's guest has one at a time.
+func backupCPU(t *testing.T) time.Duration {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		comm, err := os.ReadFile(name)
+		if err != nil || !strings.HasPrefix(string(comm), "ipvs-b") {
+			continue
+		}
+		// Nanoseconds on a processor come first (fs/proc/base.c).
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(name), "schedstat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, _, _ := strings.Cut(string(b), " ")
+		d, err := strconv.ParseInt(ns, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(d)
+	}
+	t.Fatal("no thread ipvs-b")
+	return 0
 }

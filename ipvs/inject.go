@@ -3,6 +3,7 @@ package ipvs
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"sync"
 	"time"
@@ -14,13 +15,15 @@ import (
 )
 
 const (
-	// injectMax is the largest datagram injected, in bytes: MaxRecords IPv4
-	// records. lo carries it whole, and the backup thread's buffer on lo has
-	// 65,507 bytes.
-	injectMax = kernelsync.HeaderSize + kernelsync.MaxRecords*kernelsync.RecordSize4
-	// windowBytes is how much may be sent between two looks at the backup
-	// thread's queue. Even the default receive buffer (212,992 bytes) holds
-	// twice that, and the thread had half of it left at the last look.
+	// injectMax is the largest datagram injected, in bytes: as many IPv4
+	// records as fit in 8 KiB with what the kernel puts around them. One more
+	// and the kernel takes 16 KiB for it.
+	injectMax     = kernelsync.HeaderSize + injectRecords*kernelsync.RecordSize4
+	injectRecords = 216
+	// windowBytes is how much of the kernel's memory may be sent between two
+	// looks at the backup thread's queue. Even the default receive buffer
+	// (212,992 bytes) holds it beside queueHigh and the quarter of the buffer
+	// that the kernel gives back late (udp_rmem_release).
 	windowBytes = 64 << 10
 	// queueHigh is the queue, in bytes, above which the injector waits.
 	queueHigh = 64 << 10
@@ -28,14 +31,22 @@ const (
 	// thread counts as stuck.
 	stuckAfter = 5 * time.Second
 	lookEvery  = 2 * time.Millisecond
-	// skbOverhead is what a datagram costs the receiver's buffer beside
-	// its bytes (struct sk_buff and its rounding).
-	skbOverhead = 1024
 )
+
+// truesize is what a datagram of n bytes takes of the receiver's buffer
+// (net/core/skbuff.c): its bytes, headers and struct skb_shared_info, rounded
+// up by kmalloc, and its struct sk_buff.
+func truesize(n int) int {
+	const around, skb = 384, 256
+	return 1<<bits.Len(uint(n+around-1)) + skb
+}
 
 // An injector sends sync messages to the backup thread, no faster than the
 // thread takes them: it looks at the thread's socket instead of guessing a
-// rate, since the thread silently loses what does not fit there.
+// rate, since the thread silently loses what does not fit there. What it has
+// sent need not be in that socket yet: while the kernel's softirqs wait for
+// ksoftirqd, lo holds up to a thousand datagrams, and the queue looks empty. So
+// it looks at the queue only when all that it sent has reached the sockets.
 type injector struct {
 	local  netip.AddrPort // the backup thread's socket
 	syncID uint8
@@ -43,9 +54,11 @@ type injector struct {
 	mu       sync.Mutex
 	fd       int
 	buf      []byte
-	unlooked int // bytes sent since the last look
+	unlooked int // bytes of the kernel's memory sent since the last look
+	away     int // datagrams sent that have not reached the sockets
 
-	look func(netip.AddrPort) (udpSocket, error)
+	receipts receipts
+	look     func(netip.AddrPort) (udpSocket, error)
 }
 
 func newInjector(port uint16, syncID uint8) (*injector, error) {
@@ -59,6 +72,9 @@ func newInjector(port uint16, syncID uint8) (*injector, error) {
 		unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
 		unix.Connect(fd, &unix.SockaddrInet4{Addr: syncGroup.As4(), Port: int(port)}),
 	)
+	if err == nil {
+		in.receipts, err = newWitness(in.local, fd)
+	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("injection socket on lo: %w", err)
@@ -102,12 +118,13 @@ func (in *injector) one(conns []conntable.Connection) (int, error) {
 	if err != nil {
 		return 0, nil
 	}
-	if err := in.pace(len(in.buf) + skbOverhead); err != nil {
+	if err := in.pace(truesize(len(in.buf))); err != nil {
 		return 0, err
 	}
 	if _, err := unix.Write(in.fd, in.buf); err != nil {
 		return 0, fmt.Errorf("inject: %w", err)
 	}
+	in.away++
 	return n, nil
 }
 
@@ -123,29 +140,54 @@ func (in *injector) pace(n int) error {
 	return nil
 }
 
-// drain waits until at most limit bytes wait in the backup thread's socket.
+// settle waits until the backup thread has read all that was sent.
+func (in *injector) settle() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.fd < 0 {
+		return errClosed
+	}
+	return in.drain(0)
+}
+
+// drain waits until all that was sent is in the backup thread's socket, and at
+// most limit bytes wait there.
 func (in *injector) drain(limit int64) error {
 	for start := time.Now(); ; {
+		in.away = max(0, in.away-in.receipts.take())
 		s, err := in.look(in.local)
 		if err != nil {
 			return fmt.Errorf("inject: %w", err)
 		}
-		if s.queue <= limit {
+		if in.away == 0 && s.queue <= limit {
 			return nil
 		}
 		if time.Since(start) > stuckAfter {
-			return fmt.Errorf("inject: the backup thread leaves %d bytes unread for %v", s.queue, stuckAfter)
+			return in.stuck(s.queue)
 		}
 		time.Sleep(lookEvery)
 	}
 }
 
+// stuck says what does not go on, and gives up what did not arrive.
+func (in *injector) stuck(queue int64) error {
+	if in.away == 0 {
+		return fmt.Errorf("inject: the backup thread leaves %d bytes unread for %v", queue, stuckAfter)
+	}
+	lost := in.away
+	in.away = 0
+	return fmt.Errorf("inject: %d datagrams to %v did not arrive over lo within %v; let no firewall drop them", lost, in.local, stuckAfter)
+}
+
 func (in *injector) close() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.fd < 0 {
+		return nil
+	}
 	fd := in.fd
 	in.fd = -1
-	return unix.Close(fd)
+	return errors.Join(in.receipts.close(), unix.Close(fd))
 }
 
 // deletion returns what makes the kernel drop c: the same entry with a second

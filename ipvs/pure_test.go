@@ -9,10 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"saru/conntable"
 	"saru/internal/config"
@@ -113,6 +110,7 @@ func FuzzParseConns(f *testing.F) {
 
 const udpTable = `   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
    12: 00000000:0044 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 1 2 0000000000000000 0
+ 1340: 510000E0:2290 0100007F:BEEF 01 00000000:00000300 00:00000000 00000000     0        0 1 2 0000000000000000 7
  1340: 510000E0:2290 00000000:0000 07 00000000:00001A00 00:00000000 00000000     0        0 1 2 0000000000000000 103
 `
 
@@ -164,57 +162,6 @@ func FuzzPayload(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if got, ok := payload(p, tunAddr, netip.AddrPortFrom(syncGroup, 8847)); ok && len(got) > len(p)-28 {
 			t.Errorf("%d bytes of payload in %d", len(got), len(p))
-		}
-	})
-}
-
-// TestPace: the injector never lets more wait than the socket holds, and gives
-// up on a thread that does not read.
-func TestPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var fds [2]int
-		var err error
-		if fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0); err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fds[1])
-		const perLook = 9000 // bytes the backup thread reads between two looks
-		queue, most := int64(0), int64(0)
-		in := &injector{syncID: 1, fd: fds[0]}
-		buf := make([]byte, 1<<16)
-		in.look = func(netip.AddrPort) (udpSocket, error) {
-			for { // what was sent since the last look is in the queue now
-				n, _, err := unix.Recvfrom(fds[1], buf, unix.MSG_DONTWAIT)
-				if err != nil {
-					break
-				}
-				queue += int64(n) + skbOverhead
-			}
-			most = max(most, queue)
-			queue = max(queue-perLook, 0)
-			return udpSocket{queue: queue}, nil
-		}
-		conns := make([]conntable.Connection, 20000)
-		for i := range conns {
-			conns[i] = beatEntry(i)
-		}
-		sent, bad, err := in.inject(conns)
-		if err != nil || sent != len(conns) || bad != 0 {
-			t.Fatalf("%d sent, %d bad, %v", sent, bad, err)
-		}
-		if limit := int64(queueHigh + windowBytes); most > limit || most < windowBytes/2 {
-			t.Errorf("up to %d bytes waited; at most %d should", most, limit)
-		}
-		in.look = func(netip.AddrPort) (udpSocket, error) { return udpSocket{queue: 1 << 20}, nil }
-		in.unlooked = windowBytes
-		if _, _, err := in.inject(conns); err == nil || !strings.Contains(err.Error(), "unread") {
-			t.Errorf("a stuck thread: %v", err)
-		}
-		if err := in.close(); err != nil {
-			t.Error(err)
-		}
-		if _, _, err := in.inject(conns); !errors.Is(err, errClosed) {
-			t.Errorf("after close: %v", err)
 		}
 	})
 }

@@ -15,15 +15,19 @@ import (
 // procUDP lists this network namespace's UDP sockets, the kernel's own too.
 const procUDP = "/proc/thread-self/net/udp"
 
+// anyPeer is the remote address of a socket that is not connected.
+const anyPeer = "00000000:0000"
+
 // A udpSocket is a line of /proc/net/udp (net/ipv4/udp.c, udp4_format_sock).
 type udpSocket struct {
 	local netip.AddrPort
+	free  bool   // takes datagrams from everybody: not connected
 	queue int64  // bytes of memory that wait to be read
 	drops uint64 // datagrams dropped since the socket was opened
 }
 
 // backupSocket finds the socket of the backup thread, which is bound to the
-// group and port.
+// group and port, as our witness is, but not connected.
 func backupSocket(local netip.AddrPort) (udpSocket, error) {
 	f, err := os.Open(procUDP)
 	if err != nil {
@@ -48,7 +52,7 @@ func findUDP(r io.Reader, local netip.AddrPort) (udpSocket, error) {
 		if err != nil {
 			return udpSocket{}, err
 		}
-		if s.local == local {
+		if s.local == local && s.free {
 			return s, nil
 		}
 	}
@@ -80,5 +84,5 @@ func parseUDP(f []string) (udpSocket, error) {
 	if err != nil {
 		return udpSocket{}, fmt.Errorf("drops %q: %w", f[12], err)
 	}
-	return udpSocket{netip.AddrPortFrom(netip.AddrFrom4(a), uint16(p)), queue, drops}, nil
+	return udpSocket{netip.AddrPortFrom(netip.AddrFrom4(a), uint16(p)), f[2] == anyPeer, queue, drops}, nil
 }

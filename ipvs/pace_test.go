@@ -1,0 +1,141 @@
+package ipvs
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+
+	"saru/conntable"
+)
+
+// A fakeLoopback stands for lo and the backup thread: datagrams lie in the
+// backlog until a few looks have passed, then all come into the socket, of
+// which the thread reads some between two looks.
+type fakeLoopback struct {
+	fd       int // where the injector's datagrams come out
+	late     int // looks that the backlog waits for
+	perLook  int64
+	looks    int
+	backlog  []int64
+	queue    int64
+	most     int64 // ever in the socket
+	receipts int
+}
+
+func (l *fakeLoopback) look(netip.AddrPort) (udpSocket, error) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(l.fd, buf, unix.MSG_DONTWAIT)
+		if err != nil {
+			break
+		}
+		l.backlog = append(l.backlog, int64(truesize(n)))
+	}
+	l.queue = max(l.queue-l.perLook, 0)
+	if l.looks++; l.looks > l.late {
+		l.looks = 0
+		for _, n := range l.backlog {
+			l.queue += n
+		}
+		l.receipts += len(l.backlog)
+		l.backlog = nil
+	}
+	l.most = max(l.most, l.queue)
+	return udpSocket{queue: l.queue}, nil
+}
+
+func (l *fakeLoopback) take() int {
+	n := l.receipts
+	l.receipts = 0
+	return n
+}
+
+func (l *fakeLoopback) close() error { return nil }
+
+func injectorTo(t *testing.T, l *fakeLoopback) *injector {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fds[1]) })
+	l.fd = fds[1]
+	in := &injector{syncID: 1, fd: fds[0], receipts: l, look: l.look}
+	t.Cleanup(func() { in.close() })
+	return in
+}
+
+func beatEntries(n int) []conntable.Connection {
+	conns := make([]conntable.Connection, n)
+	for i := range conns {
+		conns[i] = beatEntry(i)
+	}
+	return conns
+}
+
+// TestPace: no more waits in the backup thread's socket than the default
+// receive buffer holds, whether what is sent reaches the socket at once or the
+// kernel lets it lie on the way, with a queue that looks empty.
+func TestPace(t *testing.T) {
+	for name, late := range map[string]int{"at once": 0, "soon": 1, "late": 30} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &fakeLoopback{late: late, perLook: 9000}
+				in := injectorTo(t, l)
+				conns := beatEntries(20000)
+				sent, bad, err := in.inject(conns)
+				if err != nil || sent != len(conns) || bad != 0 {
+					t.Fatalf("%d sent, %d bad, %v", sent, bad, err)
+				}
+				const rcvbuf = 212_992
+				if limit := int64(rcvbuf - rcvbuf/4); l.most > limit || l.most < windowBytes/2 {
+					t.Errorf("up to %d bytes waited; at most %d should", l.most, limit)
+				}
+				l.late = 0
+				if err := in.settle(); err != nil || l.queue != 0 || in.away != 0 {
+					t.Errorf("%v; %d bytes and %d datagrams are left", err, l.queue, in.away)
+				}
+			})
+		})
+	}
+}
+
+// TestStuck: the injector gives up, and says why, on a thread that does not
+// read, and on datagrams that never come; and goes on when they do.
+func TestStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLoopback{}
+		in := injectorTo(t, l)
+		if _, _, err := in.inject(beatEntries(20000)); err == nil || !strings.Contains(err.Error(), "unread") {
+			t.Errorf("a stuck thread: %v", err)
+		}
+		l.perLook = 1 << 20
+		l.late = 1 << 30
+		if _, _, err := in.inject(beatEntries(20000)); err == nil || !strings.Contains(err.Error(), "did not arrive") {
+			t.Errorf("a firewall: %v", err)
+		}
+		l.late = 0
+		if sent, _, err := in.inject(beatEntries(20000)); err != nil || sent != 20000 {
+			t.Errorf("afterwards: %d sent, %v", sent, err)
+		}
+		if err := in.close(); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := in.inject(beatEntries(1)); !errors.Is(err, errClosed) {
+			t.Errorf("after close: %v", err)
+		}
+	})
+}
+
+func TestTruesize(t *testing.T) {
+	// As the queue of an empty socket shows them for one datagram, Linux 6.1.
+	for n, want := range map[int]int{44: 768, injectMax: 8<<10 + 256, injectMax + 36: 16<<10 + 256, 9188: 16<<10 + 256} {
+		if got := truesize(n); got != want {
+			t.Errorf("%d bytes take %d, want %d", n, got, want)
+		}
+	}
+}
