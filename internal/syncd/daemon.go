@@ -18,12 +18,6 @@ import (
 	"saru/syncproto/peer"
 )
 
-// What IPv4 or IPv6 and UDP add to a datagram, in bytes.
-const (
-	ipUDPHeaders   = 20 + 8
-	ipv6UDPHeaders = 40 + 8
-)
-
 // Options say how Run is run. The zero value will do.
 type Options struct {
 	Keep  bool   // leave the kernel's sync threads and settings in place at the end
@@ -88,7 +82,7 @@ func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
 	if d.udp, err = peer.NewUDP(s.UDP); err != nil {
 		return err
 	}
-	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Saru: s.Saru, Datagram: datagramFor(s.MTU, s.UDP.IsIPv6())})
+	d.engine = New(Config{Node: s.Node, Keys: s.Keys, Transport: d.udp, Log: log, Limit: s.Limit, Saru: s.Saru, Datagram: datagramFor(s.MTU, d.udp.Headers())})
 	d.engine.SetFilter(s.Filter)
 	if err := d.openLegacy(log, s.Legacy); err != nil {
 		return err
@@ -160,14 +154,11 @@ func unlessClosed(err error) error {
 }
 
 // datagramFor returns the largest datagram that is not fragmented at an MTU
-// of mtu bytes. The session makes none that peers do not get.
-func datagramFor(mtu int, v6 bool) int {
+// of mtu bytes, 0 (the session's default) if that is 0 since no interface is
+// named. The session makes none that peers do not get.
+func datagramFor(mtu, headers int) int {
 	if mtu == 0 {
-		return peer.DefaultDatagram
-	}
-	headers := ipUDPHeaders
-	if v6 {
-		headers = ipv6UDPHeaders
+		return 0
 	}
 	return max(peer.MinDatagram, min(mtu-headers, peer.MaxDatagram))
 }

@@ -2,6 +2,7 @@ package syncd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"saru/internal/testnet"
 	"saru/syncproto/peer"
@@ -128,6 +131,41 @@ func TestThreeNodesOnALAN(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What the headers leave of the MTU is taken by the system, and one byte more
+// is not: over IPv6, too, and without an interface that tells its MTU.
+func TestLargestDatagram(t *testing.T) {
+	for _, c := range []struct{ group, peer string }{
+		{"239.192.0.81:8849", ""},
+		{"[ff12::81]:8849", ""},
+		{"239.192.0.81:8849", "10.97.0.2:8849"},
+		{"239.192.0.81:8849", "[2001:db8:97::2]:8849"},
+	} {
+		l := newLAN(t, 2)
+		must(t, testnet.Within(l.Nodes[0], func() error {
+			cfg := peer.UDPConfig{Group: netip.MustParseAddrPort(c.group)}
+			var err error
+			if c.peer != "" {
+				cfg.Peers = []netip.AddrPort{netip.MustParseAddrPort(c.peer)}
+			} else if cfg.Interface, err = net.InterfaceByName("eth0"); err != nil {
+				return err
+			}
+			u, err := peer.NewUDP(cfg)
+			if err != nil {
+				return err
+			}
+			defer u.Close()
+			most := 1500 - u.Headers()
+			if err := u.Broadcast([][]byte{make([]byte, most)}); err != nil {
+				t.Errorf("%+v: %d bytes: %v", c, most, err)
+			}
+			if err := u.Broadcast([][]byte{make([]byte, most+1)}); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("%+v: %d bytes: %v", c, most+1, err)
+			}
+			return nil
+		}))
 	}
 }
 

@@ -43,6 +43,7 @@ func (n *stillNet) Broadcast(d [][]byte) error            { n.sent(d); return ni
 func (n *stillNet) SendTo([][]byte, netip.AddrPort) error { return nil }
 func (n *stillNet) Listener() net.Listener                { return n }
 func (n *stillNet) Port() uint16                          { return 8849 }
+func (n *stillNet) Headers() int                          { return 28 }
 func (n *stillNet) Accept() (net.Conn, error)             { <-n.closed; return nil, net.ErrClosed }
 
 func (n *stillNet) Close() error   { n.once.Do(func() { close(n.closed) }); return nil }

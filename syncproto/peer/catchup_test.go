@@ -24,21 +24,27 @@ func pairOf(t *testing.T, ofA, ofB int) (network *peertest.Network, a, b *Sessio
 	network = peertest.New(1)
 	a, _ = sessionOf(t, kr, "d1", network.Node(1), ofA)
 	b, got = sessionOf(t, kr, "d2", network.Node(2), ofB)
+	runAll(t, a, b)
+	time.Sleep(2 * DefaultStartPeriod)
+	return network, a, b, got
+}
+
+// runAll runs sessions until the test ends.
+func runAll(t *testing.T, sessions ...*Session) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 2)
-	for _, s := range []*Session{a, b} {
+	ended := make(chan error, len(sessions))
+	for _, s := range sessions {
 		go func() { ended <- s.Run(ctx) }()
 	}
 	t.Cleanup(func() {
 		cancel()
-		for range 2 {
+		for range sessions {
 			if err := <-ended; err != nil {
 				t.Error(err)
 			}
 		}
 	})
-	time.Sleep(2 * DefaultStartPeriod)
-	return network, a, b, got
 }
 
 // What a peer had sent when CatchUp was called is delivered when it returns,

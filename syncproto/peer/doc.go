@@ -170,9 +170,10 @@
 // node that is not heard at all is sent heartbeats alone, so two nodes whose
 // switch forgot their group find each other again. Once a second a heartbeat is
 // a probe, as large as the sender's link takes, or, if not all say that they
-// get that, 548, 1,232 and 1,472 bytes as well. Datagrams of records are as
-// large as all get them, at most 9,000 bytes, and 1,472 until that is known.
-// Nothing is fragmented: IP's don't-fragment bit is set.
+// get that, 548, 1,232 and 1,472 bytes (over IPv6 1,452) as well. Datagrams of
+// records are as large as all get them, at most 9,000 bytes, and 1,472 (1,452)
+// until that is known. Nothing is fragmented: IP's don't-fragment bit is set. What
+// the system refuses to send is not tried for records again for 30 s.
 //
 // A peer is
 // known by its heartbeat: records that come before it are used, but gaps are only

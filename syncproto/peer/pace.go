@@ -127,7 +127,7 @@ func (s *Session) askMissing(now time.Time) (next time.Time) {
 		}
 		if len(m.ranges) > 0 {
 			d, _ := s.sealer.Seal(nil, m.append(nil, s.self))
-			s.sentOr(s.cfg.Transport.SendTo([][]byte{d}, p.addr))
+			s.sentOr([][]byte{d}, s.cfg.Transport.SendTo([][]byte{d}, p.addr))
 		}
 	}
 	return next

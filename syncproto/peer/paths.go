@@ -29,6 +29,10 @@ const (
 	// sizeFor is for how long, twice at most, the size of a datagram that came
 	// is believed to be that of one that can come.
 	sizeFor = 10 * time.Second
+	// roomFor is for how long datagrams of a size that the system refused to
+	// send are not tried for records: until the peers' word is of the time
+	// after that. Probes of that size go on, and if they are refused that counts anew.
+	roomFor = 3 * sizeFor
 
 	// MaxDatagram is the largest UDP payload that is read.
 	MaxDatagram = 9000
@@ -40,7 +44,7 @@ const (
 
 // sizes are those that are probed for, besides the largest that our own link
 // takes.
-var sizes = [...]int{MinDatagram, minIPv6Datagram, DefaultDatagram}
+func (s *Session) sizes() [3]int { return [...]int{MinDatagram, minIPv6Datagram, s.usual} }
 
 // peerPath is the way from a peer to us, and what the peer says of the way
 // back.
@@ -109,38 +113,62 @@ func (s *Session) notePathLocked(p *peerState, hb *heartbeat, now time.Time) {
 // heard can get them. What was sent in larger ones cannot be sent again: that
 // is left to a pull.
 func (s *Session) chooseSizeLocked(now time.Time) {
-	safe := min(s.cfg.Datagram, DefaultDatagram)
 	size := s.cfg.Datagram
 	for _, p := range s.peers {
 		switch {
 		case !p.up(now):
 		case p.version < 2 || !p.way.told || p.way.path.size == 0 || now.Sub(p.since) < settleFor:
-			size = min(size, safe)
+			size = min(size, s.usual)
 		default:
-			size = min(size, fitting(int(p.way.path.size), s.cfg.Datagram))
+			size = min(size, s.fitting(int(p.way.path.size)))
 		}
 	}
 	if len(s.peers) == 0 {
-		size = safe
+		size = s.usual
 	}
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	if now.Sub(s.roomAt) < roomFor {
+		size = min(size, s.room)
+	}
+	s.resizeLocked(size)
+}
+
+// resizeLocked is called with ringMu held.
+func (s *Session) resizeLocked(size int) {
 	was := int(s.size.Swap(int64(size)))
 	if size < was {
-		s.ringMu.Lock()
 		s.ring.forget()
-		s.ringMu.Unlock()
 	}
 	if size != was {
 		s.log.Info("size of datagrams", "bytes", size)
 	}
 }
 
+// noteRefused makes datagrams of records smaller than one that the system did
+// not take: the link's MTU has become smaller, or a router has told of one that
+// is on the way to a peer.
+func (s *Session) noteRefused(bytes int, now time.Time) {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	room := s.fitting(bytes - 1)
+	if now.Sub(s.roomAt) < roomFor {
+		room = min(room, s.room)
+	}
+	s.room, s.roomAt = room, now
+	if int(s.size.Load()) > room {
+		s.resizeLocked(room)
+	}
+}
+
 // fitting is the largest size that is probed for and is not above heard.
-func fitting(heard, own int) int {
+func (s *Session) fitting(heard int) int {
+	own := s.cfg.Datagram
 	if heard >= own {
 		return own
 	}
 	fit := min(own, MinDatagram)
-	for _, n := range sizes {
+	for _, n := range s.sizes() {
 		if n <= heard && n <= own {
 			fit = n
 		}
@@ -156,7 +184,7 @@ func (s *Session) pad(message []byte, now time.Time) []byte {
 	}
 	s.probeAt = now
 	s.probes++
-	size := s.cfg.Datagram
+	size, sizes := s.cfg.Datagram, s.sizes()
 	if at := s.probes % (len(sizes) + 1); at < len(sizes) && int(s.size.Load()) < size {
 		size = min(size, sizes[at])
 	}
@@ -170,7 +198,7 @@ func (s *Session) pad(message []byte, now time.Time) []byte {
 // reach. Whom we do not hear at all may not be able to say so: it gets the
 // heartbeats.
 func (s *Session) broadcast(datagrams [][]byte, heartbeat bool) {
-	s.sentOr(s.cfg.Transport.Broadcast(datagrams))
+	s.sentOr(datagrams, s.cfg.Transport.Broadcast(datagrams))
 	s.mu.Lock()
 	var room [maxPeers]netip.AddrPort
 	to := room[:0]
@@ -182,18 +210,23 @@ func (s *Session) broadcast(datagrams [][]byte, heartbeat bool) {
 	}
 	s.mu.Unlock()
 	for _, addr := range to {
-		s.sentOr(s.cfg.Transport.SendTo(datagrams, addr))
+		s.sentOr(datagrams, s.cfg.Transport.SendTo(datagrams, addr))
 	}
 }
 
-func (s *Session) sentOr(err error) {
+// sentOr notes an error of sending datagrams. ringMu is not held.
+func (s *Session) sentOr(datagrams [][]byte, err error) {
 	if err == nil {
 		return
 	}
 	s.drops.count(DropSend)
 	s.log.Debug("send to peers", "err", err)
 	if errors.Is(err, syscall.EMSGSIZE) {
-		s.size.Store(int64(min(s.cfg.Datagram, MinDatagram))) // until the peers tell what comes
+		largest := 0
+		for _, d := range datagrams {
+			largest = max(largest, len(d))
+		}
+		s.noteRefused(largest, time.Now())
 	}
 }
 

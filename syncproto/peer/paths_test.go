@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -108,6 +109,96 @@ func TestPathShrinks(t *testing.T) {
 			t.Errorf("%d of 1500 records came, %+v", count(got), p)
 		}
 	})
+}
+
+// manyTold reports how many of so many records a tells at once come to b within
+// a tenth of a second: before a pull would have brought them.
+func manyTold(a *Session, got *[]conntable.Record, n int) int {
+	recs := make([]conntable.Record, n)
+	for i := range recs {
+		recs[i] = now(a)
+		recs[i].Version.Clock += uint64(i) * 1000 // some bytes each
+	}
+	before := count(got)
+	a.Send(recs)
+	time.Sleep(100 * time.Millisecond)
+	return count(got) - before
+}
+
+// What the system refuses to send is not tried again and again, whatever the
+// peers say that came before; when it takes larger datagrams again they are made.
+func TestSystemRefuses(t *testing.T) {
+	for _, c := range []struct{ own, room, want int }{
+		{8972, DefaultDatagram, DefaultDatagram},
+		{DefaultDatagram, 1400, minIPv6Datagram},
+		{DefaultDatagram, 600, MinDatagram},
+	} {
+		t.Run(fmt.Sprintf("%d of %d", c.room, c.own), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network, a, b, got := pairOf(t, c.own, c.own)
+				time.Sleep(2 * sizeFor)
+				if n := int(a.size.Load()); n != c.own {
+					t.Fatalf("datagrams of %d bytes, want %d", n, c.own)
+				}
+				network.RefuseAbove(c.room)
+				for range 2 { // the largest, then one that is probed for
+					manyTold(a, got, 3000)
+				}
+				for i := range 60 {
+					if n := manyTold(a, got, 3000); n != 3000 {
+						t.Fatalf("%d s later %d of 3000 records came", i, n)
+					}
+					time.Sleep(900 * time.Millisecond)
+				}
+				if n := int(a.size.Load()); n != c.want {
+					t.Errorf("datagrams of %d bytes, want %d", n, c.want)
+				}
+				if p := b.Peers()[0]; p.Missing > 0 {
+					t.Errorf("%+v", p)
+				}
+				network.RefuseAbove(0)
+				time.Sleep(roomFor + 10*time.Second)
+				if n := int(a.size.Load()); n != c.own {
+					t.Errorf("datagrams of %d bytes when it is over, want %d", n, c.own)
+				}
+			})
+		})
+	}
+}
+
+// overIPv6 is a node over it.
+type overIPv6 struct{ *peertest.Node }
+
+func (overIPv6) Headers() int { return ipv6UDPHeaders }
+
+// Nobody who leaves the size to the session has datagrams refused on a usual
+// link, of either family.
+func TestUsualLinkTakesAll(t *testing.T) {
+	kr := keys(t, keyA)
+	for _, over := range []func(*peertest.Node) Transport{
+		func(nd *peertest.Node) Transport { return nd },
+		func(nd *peertest.Node) Transport { return overIPv6{nd} },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			network := peertest.New(1)
+			tr := over(network.Node(1))
+			room := 1500 - tr.Headers()
+			network.RefuseAbove(room)
+			a, _ := session(t, kr, "d1", tr)
+			b, got := session(t, kr, "d2", over(network.Node(2)))
+			runAll(t, a, b)
+			time.Sleep(5 * time.Second)
+			for range 20 {
+				if n := manyTold(a, got, 3000); n != 3000 {
+					t.Fatalf("%d of 3000 records came", n)
+				}
+				time.Sleep(time.Second)
+			}
+			if n := a.drops[DropSend].Load() + b.drops[DropSend].Load(); n > 0 || int(a.size.Load()) != room {
+				t.Errorf("%d datagrams refused; of %d bytes, want %d", n, a.size.Load(), room)
+			}
+		})
+	}
 }
 
 // Two nodes of one name: each says so, and so do the others.

@@ -273,7 +273,7 @@ func (s *Session) onMissing(from netip.AddrPort, c *cursor) {
 
 func (s *Session) resend(out [][]byte, to netip.AddrPort) {
 	if len(out) > 0 {
-		s.sentOr(s.cfg.Transport.SendTo(out, to))
+		s.sentOr(out, s.cfg.Transport.SendTo(out, to))
 	}
 }
 

@@ -43,10 +43,12 @@ const (
 	sendBatch      = 32
 	bulkChunk      = 2048 // records between two marks of a stream
 
-	// DefaultDatagram is what a datagram's UDP payload is at most, in bytes,
-	// until all peers say that they get larger ones: none is fragmented at an
-	// MTU of 1,500.
-	DefaultDatagram = 1472
+	// usualMTU is what datagrams are made for until all peers say that they get
+	// larger ones.
+	usualMTU = 1500
+	// DefaultDatagram is what it leaves over IPv4 for a datagram's UDP payload,
+	// in bytes; over IPv6 that is 20 less.
+	DefaultDatagram = usualMTU - ipUDPHeaders
 
 	purposeDatagram = "syncd datagram"
 	purposeBulk     = "syncd bulk"
@@ -72,6 +74,8 @@ type Transport interface {
 	// Listener accepts peers' streams on Port.
 	Listener() net.Listener
 	Port() uint16
+	// Headers is what IP and UDP add to a datagram, in bytes.
+	Headers() int
 }
 
 // Config says what a Session needs. All fields but StartPeriod and Datagram
@@ -84,7 +88,7 @@ type Config struct {
 	Log       *slog.Logger
 
 	StartPeriod time.Duration // 0: DefaultStartPeriod
-	Datagram    int           // largest UDP payload that the own link takes, in bytes; 0: DefaultDatagram
+	Datagram    int           // largest UDP payload that the own link takes, in bytes; 0: what an MTU of 1,500 leaves
 
 	// Deliver is called with records of a peer, in the order in which they came,
 	// by several goroutines. recs is its own until it returns; their Seq and
@@ -114,6 +118,7 @@ type Session struct {
 	version     atomic.Uint32 // that is spoken
 	streams     atomic.Int32  // that are served
 	size        atomic.Int64  // of datagrams of records, at most
+	usual       int           // that until the peers tell
 
 	kick   chan struct{} // wakes pace
 	asks   chan Receipt
@@ -129,7 +134,9 @@ type Session struct {
 	ringMu    sync.Mutex // after mu, where both are held
 	ring      ring
 	recordsAt time.Time // when records were last sent
-	sent      uint64    // records
+	room      int       // bytes of a datagram that the system takes, of late
+	roomAt    time.Time
+	sent      uint64 // records
 
 	mu        sync.Mutex
 	peers     map[conntable.NodeID]*peerState
@@ -173,8 +180,9 @@ func NewSession(cfg Config) *Session {
 	if cfg.StartPeriod == 0 {
 		cfg.StartPeriod = DefaultStartPeriod
 	}
+	usual := usualMTU - cfg.Transport.Headers()
 	if cfg.Datagram == 0 {
-		cfg.Datagram = DefaultDatagram
+		cfg.Datagram = usual
 	}
 	s := &Session{
 		cfg: cfg, log: cfg.Log, self: cfg.Clock.Node(), incarnation: cfg.Clock.Now(),
@@ -187,7 +195,8 @@ func NewSession(cfg Config) *Session {
 	s.live.deliver = cfg.Deliver
 	s.keys.Store(cfg.Keys)
 	s.version.Store(protocolVersion)
-	s.size.Store(int64(min(cfg.Datagram, DefaultDatagram)))
+	s.usual = min(cfg.Datagram, usual)
+	s.size.Store(int64(s.usual))
 	for i := range s.out {
 		s.out[i] = make([]byte, 0, cfg.Datagram)
 	}

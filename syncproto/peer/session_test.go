@@ -251,5 +251,6 @@ func BenchmarkSendReceive(b *testing.B) {
 type nowhere struct{ Transport }
 
 func (nowhere) Group() bool                           { return true }
+func (nowhere) Headers() int                          { return ipUDPHeaders }
 func (nowhere) Broadcast([][]byte) error              { return nil }
 func (nowhere) SendTo([][]byte, netip.AddrPort) error { return nil }

@@ -195,6 +195,20 @@ func (u *UDP) Close() error {
 // Port is where this node hears datagrams and streams.
 func (u *UDP) Port() uint16 { return u.addr.Port() }
 
+// What IPv4 or IPv6 and UDP add to a datagram, in bytes.
+const (
+	ipUDPHeaders   = 20 + 8
+	ipv6UDPHeaders = 40 + 8
+)
+
+// Headers implements Transport.
+func (u *UDP) Headers() int {
+	if u.cfg.IsIPv6() {
+		return ipv6UDPHeaders
+	}
+	return ipUDPHeaders
+}
+
 // Listener accepts peers' streams.
 func (u *UDP) Listener() net.Listener { return u.ln }
 

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -35,6 +36,7 @@ type Network struct {
 
 	pruned map[netip.Addr]bool
 	mtu    int // of UDP payloads, 0: none
+	refuse int // larger payloads are refused to who sends them, 0: none
 
 	streamDelay time.Duration
 	streamBreak int
@@ -73,6 +75,10 @@ func (n *Network) SetPruned(a *Node, pruned bool) {
 
 // SetMTU makes the network lose larger datagrams, in bytes of UDP payload.
 func (n *Network) SetMTU(bytes int) { n.mu.Lock(); n.mtu = bytes; n.mu.Unlock() }
+
+// RefuseAbove makes the nodes refuse to send larger datagrams, in bytes of UDP
+// payload, as a system does that knows an MTU; 0 ends that.
+func (n *Network) RefuseAbove(bytes int) { n.mu.Lock(); n.refuse = bytes; n.mu.Unlock() }
 
 // Lost is how many datagrams were lost so far.
 func (n *Network) Lost() int { n.mu.Lock(); defer n.mu.Unlock(); return n.lost }
@@ -119,11 +125,15 @@ type Node struct {
 	once   sync.Once
 }
 
-func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool) {
+func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool) (refused error) {
 	n := nd.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, d := range datagrams {
+		if n.refuse > 0 && len(d) > n.refuse {
+			refused = syscall.EMSGSIZE
+			continue
+		}
 		for _, addr := range n.addrs { // in their order: what is lost is the seed's choice
 			to := n.nodes[addr]
 			if to == nd || !pick(addr) {
@@ -137,6 +147,7 @@ func (nd *Node) send(datagrams [][]byte, group bool, pick func(netip.Addr) bool)
 			time.AfterFunc(n.delay, to.arrive)
 		}
 	}
+	return refused
 }
 
 // arrive lets the oldest datagram under way come in. Timers of one instant go
@@ -154,8 +165,7 @@ func (nd *Node) arrive() {
 
 // Broadcast sends to all other nodes.
 func (nd *Node) Broadcast(datagrams [][]byte) error {
-	nd.send(datagrams, true, func(netip.Addr) bool { return true })
-	return nil
+	return nd.send(datagrams, true, func(netip.Addr) bool { return true })
 }
 
 // Group implements peer.Transport.
@@ -163,8 +173,7 @@ func (nd *Node) Group() bool { return true }
 
 // SendTo sends to one node.
 func (nd *Node) SendTo(datagrams [][]byte, to netip.AddrPort) error {
-	nd.send(datagrams, false, func(a netip.Addr) bool { return a == to.Addr() })
-	return nil
+	return nd.send(datagrams, false, func(a netip.Addr) bool { return a == to.Addr() })
 }
 
 // Receive delivers what is sent to this node.
@@ -237,6 +246,9 @@ func (nd *Node) Listener() net.Listener { return nd }
 
 // Port is Port.
 func (nd *Node) Port() uint16 { return Port }
+
+// Headers are those of IPv4 and UDP.
+func (nd *Node) Headers() int { return 20 + 8 }
 
 // Accept implements net.Listener.
 func (nd *Node) Accept() (net.Conn, error) {
