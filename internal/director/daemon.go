@@ -21,6 +21,7 @@ import (
 	"saru/internal/metrics"
 	"saru/internal/task"
 	"saru/ipvs"
+	"saru/membership"
 	"saru/partition"
 	"saru/partition/forward"
 	"saru/partition/lan"
@@ -199,6 +200,11 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.paths = append(d.paths, udp)
+	if group, err := openGroup(s.Bind, groupOf(membership.ClusterID(s.Cluster)), s.Keys); err == nil {
+		d.paths = append(d.paths, group)
+	} else {
+		d.log.Warn("heartbeats go without multicast", "err", err)
+	}
 	if len(s.VIPs) > 0 {
 		if err := d.openShare(); err != nil {
 			return err

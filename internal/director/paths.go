@@ -31,6 +31,7 @@ type path struct {
 	frame  []byte // Ethernet header, nil for UDP
 	link   unix.SockaddrLinklayer
 	to     unix.SockaddrInet4 // of the datagram that is sent; here it needs no allocation
+	group  bool               // to is the cluster's multicast group, and all that is sent goes there
 	buf    []byte
 
 	sent, unsent, received, refused uint64
@@ -48,6 +49,38 @@ func openUDP(bind netip.AddrPort, keys *seal.Keyring) (*path, error) {
 		return nil, config.Bad("cluster.bind = %q: heartbeats take the next port, %v: %v; free it or choose another port", bind, at, err)
 	}
 	return &path{name: "udp", fd: fd, sealer: seal.NewSealer(keys, purpose)}, nil
+}
+
+// groupOf returns the multicast group of a cluster's heartbeats, of those of the
+// IPv4 local scope (RFC 2365, section 6.1). Clusters on one LAN mostly have
+// different ones, and so do not disturb each other.
+func groupOf(cluster uint32) netip.Addr {
+	low := binary.BigEndian.AppendUint16(nil, uint16(cluster))
+	return netip.AddrFrom4([4]byte{239, 255, low[0], low[1]})
+}
+
+// openGroup opens the path of multicast to the group, on the interface that has
+// the address bind.
+func openGroup(bind netip.AddrPort, group netip.Addr, keys *seal.Keyring) (*path, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("heartbeat group: %w", err)
+	}
+	to := unix.SockaddrInet4{Port: int(bind.Port()) + 1, Addr: group.As4()}
+	err = errors.Join(
+		// Nodes of one host have the same.
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptInet4Addr(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, bind.Addr().As4()),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 0),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0),
+		unix.SetsockoptIPMreq(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreq{Multiaddr: group.As4(), Interface: bind.Addr().As4()}),
+		unix.Bind(fd, &to))
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("heartbeat group %v on the interface of %v: %w", group, bind.Addr(), err)
+	}
+	return &path{name: "group", fd: fd, sealer: seal.NewSealer(keys, purpose), to: to, group: true}, nil
 }
 
 // broadcast is where frames go in mode forward, which has no shared MAC.
@@ -92,13 +125,17 @@ func networkOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
-// send seals plain and sends it to all of to, or to the shared MAC. A path
+// send seals plain and sends it to all of to, to the group, or to the shared MAC. A path
 // that cannot send now loses the message, as the network may.
 func (p *path) send(plain []byte, to []netip.AddrPort) {
 	buf, _ := p.sealer.Seal(append(p.buf[:0], p.frame...), plain)
 	p.buf = buf
 	if p.frame != nil {
 		p.count(unix.Sendto(p.fd, buf, 0, &p.link))
+		return
+	}
+	if p.group {
+		p.count(unix.Sendto(p.fd, buf, 0, &p.to))
 		return
 	}
 	for _, a := range to {
