@@ -7,6 +7,10 @@ SYNC        ?= syncd
 CLOCK       ?= virtual
 OUT         ?= out
 SEEDS       ?= 1000
+DESTDIR     ?=
+PREFIX      ?= /usr/local
+SYSCONFDIR  ?= /etc
+BIN         ?= bin
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 
@@ -127,6 +131,44 @@ bench-peers: deps ## syncd beside conntrackd, as root
 compare: deps build kmod ## the kernel's sync threads, syncd's tap and the module, side by side (KERNEL=6.1|6.12, CLOCK=virtual|real)
 	$(GO) build -trimpath -o bin/ ./test/compare/cmd/compare
 	bin/compare --host --clock $(CLOCK) --kernel $(KERNEL) --out $(CURDIR)/$(OUT)/compare-$(KERNEL)
+
+# What is installed: mode, file, place. Paths of programs and documents in units
+# and scripts become those of PREFIX. NetworkManager reads no other local place.
+INSTALLED = \
+	755 $(BIN)/saru                                  $(PREFIX)/sbin/saru \
+	755 $(BIN)/syncd                                 $(PREFIX)/sbin/syncd \
+	644 packaging/systemd/saru.service               $(PREFIX)/lib/systemd/system/saru.service \
+	644 packaging/systemd/syncd.service              $(PREFIX)/lib/systemd/system/syncd.service \
+	644 packaging/systemd/saru-sleep.service         $(PREFIX)/lib/systemd/system/saru-sleep.service \
+	755 packaging/sysv/saru                          $(SYSCONFDIR)/init.d/saru \
+	755 packaging/sysv/syncd                         $(SYSCONFDIR)/init.d/syncd \
+	644 packaging/modprobe.d/ip_vs.conf              $(PREFIX)/lib/modprobe.d/ip_vs.conf \
+	644 packaging/network/networkd-saru.conf         $(PREFIX)/lib/systemd/networkd.conf.d/saru.conf \
+	644 packaging/network/NetworkManager-saru.conf   $(SYSCONFDIR)/NetworkManager/conf.d/saru.conf \
+	644 packaging/saru.toml                          $(PREFIX)/share/doc/saru/examples/saru.toml \
+	644 packaging/syncd.toml                         $(PREFIX)/share/doc/saru/examples/syncd.toml \
+	644 README.md                                    $(PREFIX)/share/doc/saru/README.md \
+	644 LICENSE                                      $(PREFIX)/share/doc/saru/LICENSE \
+	$(foreach d,$(wildcard docs/*.md),644 $(d) $(PREFIX)/share/doc/saru/$(notdir $(d)))
+
+.PHONY: install
+install: ## what "make build" made, units, scripts, documents; starts nothing (DESTDIR, PREFIX, SYSCONFDIR)
+	@test -x $(BIN)/saru && test -x $(BIN)/syncd || { echo "$(BIN)/saru or $(BIN)/syncd is not there: run 'make build' first" >&2; exit 1; }
+	@set -e; set -- $(INSTALLED); while [ $$# -gt 0 ]; do \
+		to="$(DESTDIR)$$3"; echo "$$to"; \
+		case $$2 in \
+		*/systemd/* | */sysv/*) \
+			install -d "$${to%/*}"; \
+			sed 's,/usr/sbin/\(saru\|syncd\),$(PREFIX)/sbin/\1,; s,/usr/share/doc/,$(PREFIX)/share/doc/,' $$2 >"$$to.new"; \
+			chmod $$1 "$$to.new"; mv -f "$$to.new" "$$to" ;; \
+		*) install -D -m $$1 $$2 "$$to" ;; \
+		esac; \
+		shift 3; done
+	@install -d -m 755 "$(DESTDIR)$(SYSCONFDIR)/saru"
+
+.PHONY: uninstall
+uninstall: ## remove what "make install" put there; configurations and keys stay
+	@set -- $(INSTALLED); while [ $$# -gt 0 ]; do rm -f "$(DESTDIR)$$3"; shift 3; done
 
 .PHONY: clean
 clean: ## remove what was built, and the lab's output; keep .cache
