@@ -1,13 +1,16 @@
 package ipvs
 
 import (
-	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"os/exec"
+	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"saru/conntable"
 	"saru/syncproto/kernelsync"
@@ -48,6 +51,37 @@ func TestFirewall(t *testing.T) {
 	eventually(t, "healthy again", func() bool { ok, _ := tap.Healthy(); return ok })
 }
 
+// sendAs multicasts b to the sync threads' group on dev as another user. It does
+// so on a thread of its own, which ends with that user's rights.
+func sendAs(uid int, dev string, port uint16, b []byte) error {
+	ifi, err := net.InterfaceByName(dev)
+	if err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			done <- fmt.Errorf("become user %d: %w", uid, errno)
+			return
+		}
+		done <- multicast(ifi.Index, port, b)
+	}()
+	return <-done
+}
+
+func multicast(ifindex int, port uint16, b []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(ifindex)}); err != nil {
+		return err
+	}
+	return unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Port: int(port), Addr: syncGroup.As4()})
+}
+
 // TestGuard: another user can neither inject nor feed the capture.
 func TestGuard(t *testing.T) {
 	if !inside(t) {
@@ -72,21 +106,10 @@ func TestGuard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("needs python3 to send with another user's rights: ", err)
-	}
-	spoof := func(port uint16, dev string, uid uint32) {
-		script := fmt.Sprintf(`import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-i = socket.if_nametoindex(%q)
-import struct
-s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("4s4si", b"\0"*4, b"\0"*4, i))
-try: s.sendto(bytes.fromhex(%q), ("224.0.0.81", %d))
-except PermissionError: pass`, dev, hex.EncodeToString(msg), port)
-		cmd := exec.Command("python3", "-c", script)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+	spoof := func(port uint16, dev string, uid int) {
+		t.Helper()
+		if err := sendAs(uid, dev, port, msg); err != nil && !errors.Is(err, unix.EPERM) {
+			t.Fatal(err)
 		}
 	}
 	spoof(tap.cfg.InjectPort, "lo", 65534)
