@@ -2,6 +2,7 @@
 # pinned versions, lab kernels as unpacked packages below .cache.
 
 GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 KERNEL      ?= 6.1
 SYNC        ?= syncd
 CLOCK       ?= virtual
@@ -30,7 +31,7 @@ LAB_TESTS := ./ipvs ./ipvs/firstpacket ./partition/forward ./partition/lan ./par
 
 # What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.
-LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|KeysRotateAtSIGHUP|Standstill|TemplatesThatDisagreeInTwoKernels|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
 
 # Of the daemon's tests, those that need IPVS.
 SARU_LAB := ^Test(NAT|PersistentServices)$$
@@ -48,7 +49,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## static binaries bin/saru and bin/syncd, and the lab's bin/lab and bin/demo
-	$(GO) build -trimpath -o bin/ ./cmd/saru ./cmd/syncd ./test/lab/cmd/lab ./test/demo/cmd/demo
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/saru ./cmd/syncd ./test/lab/cmd/lab ./test/demo/cmd/demo
 
 .PHONY: deps
 deps: ## install the Debian packages that tests and demo need (as root)
@@ -142,6 +143,8 @@ INSTALLED = \
 	644 packaging/systemd/saru-sleep.service         $(PREFIX)/lib/systemd/system/saru-sleep.service \
 	755 packaging/sysv/saru                          $(SYSCONFDIR)/init.d/saru \
 	755 packaging/sysv/syncd                         $(SYSCONFDIR)/init.d/syncd \
+	644 packaging/man/saru.8                         $(PREFIX)/share/man/man8/saru.8 \
+	644 packaging/man/syncd.8                        $(PREFIX)/share/man/man8/syncd.8 \
 	644 packaging/modprobe.d/ip_vs.conf              $(PREFIX)/lib/modprobe.d/ip_vs.conf \
 	644 packaging/network/networkd-saru.conf         $(PREFIX)/lib/systemd/networkd.conf.d/saru.conf \
 	644 packaging/network/NetworkManager-saru.conf   $(SYSCONFDIR)/NetworkManager/conf.d/saru.conf \

@@ -115,7 +115,7 @@ func shippedAreThere(t *testing.T, have map[string]string, prefix string) {
 // of ours.
 func programsAreThere(t *testing.T, dest string, have map[string]string) {
 	t.Helper()
-	ours := regexp.MustCompile(`/[a-z/]*/(?:sbin/(?:saru|syncd)|share/doc/saru/[a-z]+\.md)\b`)
+	ours := regexp.MustCompile(`(?:/[a-z]+)+/(?:sbin/(?:saru|syncd)|share/doc/saru/[a-z]+\.md)\b`)
 	found := 0
 	for path, text := range have {
 		if !strings.HasSuffix(path, ".service") && !strings.HasPrefix(path, "/etc/init.d/") {

@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"saru/internal/cli/clitest"
+)
+
+func TestManual(t *testing.T) { clitest.Manual(t, "../../packaging/man/syncd.8", command()) }
