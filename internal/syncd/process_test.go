@@ -1,8 +1,10 @@
 package syncd
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -60,6 +63,10 @@ func runProcess(ctx context.Context, path string) error {
 		return err
 	}
 	defer ctl.Close()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	r := &reloader{Options: Options{Hangup: hangup, Load: func() (*Settings, error) { return Load(path) }}, log: log, engine: e, now: s}
 	n := uint32(0)
 	addr := conntable.NodeIDOf(filepath.Base(path))
 	traffic := task.Func{Name: "traffic", Do: func(ctx context.Context) error {
@@ -70,7 +77,7 @@ func runProcess(ctx context.Context, path string) error {
 			e.Captured(&c)
 		})
 	}}
-	return task.Run(ctx, nil, e, ctl, traffic)
+	return task.Run(ctx, nil, e, ctl, r, traffic)
 }
 
 // daemons are syncds, each a process on its node of a LAN.
@@ -79,11 +86,12 @@ type daemons struct {
 	dir   string
 	env   string // tells the program which child it is
 	more  string // of the configuration, appended
+	log   io.Writer
 	procs []*exec.Cmd
 }
 
 func newDaemons(t *testing.T, nodes int, env string) *daemons {
-	l := &daemons{lan: newLAN(t, nodes), dir: t.TempDir(), env: env, procs: make([]*exec.Cmd, nodes)}
+	l := &daemons{lan: newLAN(t, nodes), dir: t.TempDir(), env: env, log: os.Stderr, procs: make([]*exec.Cmd, nodes)}
 	must(t, os.WriteFile(filepath.Join(l.dir, "key"), []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
 	return l
 }
@@ -103,7 +111,7 @@ func (l *daemons) startAs(i int, name string) {
 		name, filepath.Join(l.dir, "key"), l.socket(i), l.more), 0o600))
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), l.env+"="+path)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = l.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(l.t, testnet.Within(l.Nodes[i], cmd.Start))
 	l.procs[i] = cmd
@@ -179,10 +187,7 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 	l.Plug(1)
 	l.goesOn("d1 hears d2 on its new interface", 1, 0)
 	l.goesOn("d2 hears d1 on its new interface", 0, 1)
-	testnet.Await(t, "the tables are equal", func() bool {
-		p := l.status(0).Peers[0]
-		return p.DigestEqual != nil && *p.DigestEqual
-	})
+	l.same()
 }
 
 // Two directors of one name keep serving their own connections, hear a third
@@ -209,4 +214,86 @@ func TestTwoOfOneName(t *testing.T) {
 		must(t, st.Print(&b))
 		return st.Drops["name_clash"] > 0 || strings.Contains(b.String(), "name")
 	})
+}
+
+// A syncd that stood still is heard when it goes on, and is told what it missed.
+func TestStandstill(t *testing.T) {
+	l := newDaemons(t, 2, envProcess)
+	l.start(0)
+	l.start(1)
+	l.synced(0, 1)
+	l.goesOn("d1 hears d2", 1, 0)
+	must(t, l.procs[1].Process.Signal(syscall.SIGSTOP))
+	testnet.Await(t, "d1 does not hear d2", func() bool { return l.status(0).Peers[0].State == "silent" })
+	missed := l.status(0).Connections.Owned
+	testnet.Await(t, "d1 goes on by itself", func() bool { return l.status(0).Connections.Owned > missed+10 })
+	must(t, l.procs[1].Process.Signal(syscall.SIGCONT))
+	l.goesOn("d1 hears d2 again", 1, 0)
+	l.goesOn("d2 hears d1 again", 0, 1)
+	l.same()
+}
+
+// same waits until both find their tables equal.
+func (l *daemons) same() {
+	l.t.Helper()
+	testnet.Await(l.t, "the tables are equal", func() bool {
+		for i := range 2 {
+			st := l.status(i)
+			if len(st.Peers) != 1 || st.Peers[0].DigestEqual == nil || !*st.Peers[0].DigestEqual || st.Peers[0].Missing > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Keys rotate at SIGHUP, one director after the other, while both tell news all
+// the time: no datagram of either is refused, for a moment.
+func TestKeysRotateAtSIGHUP(t *testing.T) {
+	l := newDaemons(t, 2, envProcess)
+	said := &diary{also: os.Stderr}
+	l.log = said
+	l.start(0)
+	l.start(1)
+	l.synced(0, 1)
+	l.same()
+	before := [2]Status{l.status(0), l.status(1)}
+	for round, text := range rotation[1:] {
+		for i := range 2 {
+			must(t, os.WriteFile(filepath.Join(l.dir, "key"), []byte(text+"\n"), 0o600))
+			must(t, l.procs[i].Process.Signal(syscall.SIGHUP))
+			testnet.Await(t, fmt.Sprintf("d%d has read its keys in round %d", i+1, round+1), func() bool {
+				return said.count("changed=[sync.key_file]") == 2*round+i+1
+			})
+			l.goesOn(fmt.Sprintf("d1 hears d2, round %d", round+1), 1, 0)
+			l.goesOn(fmt.Sprintf("d2 hears d1, round %d", round+1), 0, 1)
+		}
+	}
+	l.same()
+	for i := range 2 {
+		st, was := l.status(i), before[i].Peers[0]
+		if p := st.Peers[0]; st.Drops["unknown_key"]+st.Drops["forged"] > 0 || p.Lost > was.Lost || p.Pulled > was.Pulled {
+			t.Errorf("d%d: drops %v, %+v, before %+v", i+1, st.Drops, p, was)
+		}
+	}
+}
+
+// A diary keeps what several processes log.
+type diary struct {
+	also io.Writer
+	mu   sync.Mutex
+	text []byte
+}
+
+func (d *diary) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	d.text = append(d.text, p...)
+	d.mu.Unlock()
+	return d.also.Write(p)
+}
+
+func (d *diary) count(what string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Count(d.text, []byte(what))
 }
