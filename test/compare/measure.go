@@ -21,6 +21,7 @@ type Plan struct {
 	Quiet    int           // connections on a quiet director, one after another
 	Busy     int           // and beside others that arrive
 	Rate     int           // of those, a second
+	Crowd    int           // and of those beside whom as many are measured again; 0: not
 	Cuts     int           // of the active director's link
 	Growing  time.Duration // how long connections arrive before each cut
 	Costs    int           // connections for the processor time
@@ -33,9 +34,10 @@ func DefaultPlan() Plan {
 }
 
 // VirtualPlan does so in a guest whose clock counts instructions: there time
-// that is waited costs nothing, and more connections make it busy.
+// that is waited costs nothing, and more connections make it busy. The crowd is
+// half of what its processor can open and close when nobody synchronises.
 func VirtualPlan() Plan {
-	return Plan{Quiet: 100, Busy: 100, Rate: 50, Cuts: 3, Growing: 3800 * time.Millisecond, Costs: 200, Patience: 4 * time.Second}
+	return Plan{Quiet: 100, Busy: 100, Rate: 50, Crowd: 1500, Cuts: 3, Growing: 3800 * time.Millisecond, Costs: 200, Patience: 4 * time.Second}
 }
 
 // A Latency is from the client's SYN to the peer's kernel, in milliseconds.
@@ -68,14 +70,16 @@ const (
 
 // A Result is what was measured of one way.
 type Result struct {
-	Way    string  `json:"way"`
-	Kernel string  `json:"kernel"`
-	Clock  string  `json:"clock"`   // Real or Virtual
-	Rate   int     `json:"rate"`    // connections a second on busy directors
-	Pong   float64 `json:"pong_us"` // round trip between two namespaces, median
-	Quiet  Latency `json:"quiet"`
-	Busy   Latency `json:"busy"`
-	Ages   []Class `json:"ages"` // one more than Ages
+	Way       string  `json:"way"`
+	Kernel    string  `json:"kernel"`
+	Clock     string  `json:"clock"`   // Real or Virtual
+	Rate      int     `json:"rate"`    // connections a second on busy directors
+	Pong      float64 `json:"pong_us"` // round trip between two namespaces, median
+	Quiet     Latency `json:"quiet"`
+	Busy      Latency `json:"busy"`
+	Crowd     Latency `json:"crowd"`      // beside CrowdRate others
+	CrowdRate float64 `json:"crowd_rate"` // a second, as they were opened; 0: not measured
+	Ages      []Class `json:"ages"`       // one more than Ages
 	// Processor time in microseconds for each connection, opening, a byte to
 	// and fro, and reset: of the whole machine, and of both daemons.
 	MachineUS float64 `json:"machine_us"`
@@ -115,8 +119,14 @@ func Run(ctx context.Context, way, clock string, syncd, module, dir string, say 
 			return err
 		}
 		say("busy directors")
-		if r.Busy, err = s.busy(ctx, plan); err != nil {
+		if r.Busy, _, err = s.busy(ctx, plan, plan.Rate); err != nil {
 			return err
+		}
+		if plan.Crowd > 0 {
+			say("crowded directors")
+			if r.Crowd, r.CrowdRate, err = s.busy(ctx, plan, plan.Crowd); err != nil {
+				return err
+			}
 		}
 	}
 	say("processor time")
@@ -205,19 +215,24 @@ func summary(took []time.Duration) Latency {
 	return l
 }
 
-// busy is latency while others arrive.
-func (s *site) busy(ctx context.Context, plan Plan) (Latency, error) {
-	var l Latency
+// busy is latency while others arrive, rate a second. It returns at which rate
+// they did.
+func (s *site) busy(ctx context.Context, plan Plan, rate int) (l Latency, came float64, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return s.arrive(ctx, plan.Rate, 0, 0, closeLater(200*time.Millisecond)) })
+	start, n := time.Now(), 0
+	later := closeLater(200 * time.Millisecond)
+	g.Go(func() error {
+		return s.arrive(ctx, rate, 0, 0, func(c *connection) { n++; later(c) })
+	})
 	g.Go(func() (err error) {
 		defer stop()
 		l, err = s.latency(ctx, plan.Busy, plan.Patience)
 		return err
 	})
-	return l, g.Wait()
+	err = g.Wait()
+	return l, float64(n) / time.Since(start).Seconds(), err
 }
 
 func closeLater(d time.Duration) func(*connection) {

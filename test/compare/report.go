@@ -42,6 +42,13 @@ func Report(w io.Writer, results []*Result, pong float64) error {
 			r.Quiet.P50, r.Quiet.P99, r.Quiet.Max, r.Quiet.Missing, r.Busy.P50, r.Busy.P99, r.Busy.Max, r.Busy.Missing,
 			r.Native(r.Quiet.P99, pong), r.Native(r.Busy.P99, pong))
 	}
+	fmt.Fprintln(t, "\nthe same beside a crowd\tkernel\tclock\tothers a second\tp50\tp90\tp99\tmax\tabsent")
+	for _, r := range results {
+		if r.CrowdRate > 0 {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%.0f\t%.1f\t%.1f\t%.1f\t%.1f\t%d\n", r.Way, r.Kernel, r.Clock, r.CrowdRate,
+				r.Crowd.P50, r.Crowd.P90, r.Crowd.P99, r.Crowd.Max, r.Crowd.Missing)
+		}
+	}
 	fmt.Fprintln(t, "\nlost at a power cut, by age\tkernel\tclock\t< 50 ms\t< 200 ms\t< 1 s\t< 3 s\tolder\thalf open, older than 50 ms")
 	for _, r := range results {
 		if r.Way == None {

@@ -50,6 +50,7 @@ type site struct {
 	server net.Listener
 	syncds []*lab.Process
 	served served
+	mu     sync.Mutex
 	port   uint16 // the client's last
 }
 
@@ -228,6 +229,8 @@ func awaitSynced(ctx context.Context, socket string) error {
 
 // key is that of the client's next connection.
 func (s *site) key(vport uint16) conntable.Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.port < 20000 || s.port >= 60000 {
 		s.port = 20000
 	}
