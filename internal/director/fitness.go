@@ -30,7 +30,7 @@ type fitness struct {
 
 // A condition is what fitness judges.
 type condition struct {
-	late     uint64 // ticks that were late, ever
+	late     uint64 // ticks that were late in this life of the protocol
 	resets   uint64 // of the kernel's table, ever
 	overruns uint64 // packets that the queues had no room for, ever
 	syncd    string // what is wrong with the own syncd, or ""
@@ -48,6 +48,9 @@ func (f *fitness) judge(now time.Duration, c condition) string {
 	}
 	reset, overrun := since(&f.resetAt, &f.resets, c.resets), since(&f.overrunAt, &f.overruns, c.overruns)
 	copy(f.recent[1:], f.recent[:])
+	if c.late < f.late {
+		f.late = 0 // a new life began, for another division of the share
+	}
 	f.recent[0], f.late = c.late-f.late, c.late
 	var late uint64
 	for _, n := range f.recent {

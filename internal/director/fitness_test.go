@@ -27,4 +27,7 @@ func TestFitness(t *testing.T) {
 	at(13, condition{late: 25, resets: 1}, "")
 	at(20, condition{late: 25, resets: 1, overruns: 9}, "packets come faster")
 	at(25, condition{late: 25, resets: 1, overruns: 9}, "")
+	at(26, condition{late: 2, resets: 1, overruns: 9}, "") // counted anew
+	at(27, condition{late: 24, resets: 1, overruns: 9}, "")
+	at(28, condition{late: 25, resets: 1, overruns: 9}, "too little processor time: 25 of 100 ticks")
 }
