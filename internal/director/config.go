@@ -326,14 +326,14 @@ func (f *File) share(s *Settings) (err error) {
 	if s.Method, err = partition.ParseMethod(f.Share.Method); err != nil {
 		return config.Bad("share.method = %q: %v", f.Share.Method, err)
 	}
+	if !partition.ValidBuckets(s.Buckets) || s.Buckets < 2 || s.Buckets > membership.MaxBuckets {
+		return config.Bad("share.buckets = %d: use a power of two from 2 to %d", s.Buckets, membership.MaxBuckets)
+	}
 	if s.Witness {
 		if len(f.Share.Addresses) > 0 {
 			return config.Bad("share.addresses = %q: a witness has no share; remove the key", f.Share.Addresses)
 		}
 		return nil
-	}
-	if !partition.ValidBuckets(s.Buckets) || s.Buckets < 2 || s.Buckets > membership.MaxBuckets {
-		return config.Bad("share.buckets = %d: use a power of two from 2 to %d", s.Buckets, membership.MaxBuckets)
 	}
 	switch f.Share.Target {
 	case "ipvs", "local":
@@ -384,9 +384,9 @@ func (s *Settings) Plan() partition.Plan {
 }
 
 func (f *File) control(s *Settings) error {
-	for key, path := range map[string]string{"control.socket": s.Socket, "control.syncd": s.Syncd} {
-		if !filepath.IsAbs(path) || len(path) > 100 {
-			return config.Bad("%s = %q: use an absolute path of at most 100 characters", key, path)
+	for _, at := range []struct{ key, path string }{{"control.socket", s.Socket}, {"control.syncd", s.Syncd}} {
+		if !filepath.IsAbs(at.path) || len(at.path) > 100 {
+			return config.Bad("%s = %q: use an absolute path of at most 100 characters", at.key, at.path)
 		}
 	}
 	if s.Metrics == "" {

@@ -139,6 +139,20 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
+// What a witness does not use is checked all the same: it counts in buckets.
+func TestBadWitness(t *testing.T) {
+	text := strings.NewReplacer(`"director"`, `"witness"`, `"lan"`, `"majority"`, "voters   = []", `voters = ["d1"]`).Replace(full)
+	if _, err := load(t, text); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"0", "-1", "100", "8192"} {
+		_, err := load(t, strings.Replace(text, "buckets   = 256", "buckets = "+n, 1))
+		if config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), "share.buckets = "+n) {
+			t.Errorf("%s buckets: %v", n, err)
+		}
+	}
+}
+
 func TestNoConfigurationIsAClusterOfOne(t *testing.T) {
 	if exists(DefaultConfigPath) {
 		t.Skip("this machine has a configuration")
@@ -155,7 +169,6 @@ func TestNoConfigurationIsAClusterOfOne(t *testing.T) {
 	}
 }
 
-// Directors that differ in what decides a packet must not share it.
 // What picks a bucket is secret, the same for all who have the key, and stays
 // when the key is rotated under a line that says so.
 func TestSeedIsOfTheKey(t *testing.T) {
@@ -183,6 +196,7 @@ func TestSeedIsOfTheKey(t *testing.T) {
 	}
 }
 
+// Directors that differ in what decides a packet must not share it.
 func TestShape(t *testing.T) {
 	base := func() *Settings {
 		s, err := load(t, full)

@@ -65,6 +65,9 @@ func readFile(path string) (File, error) {
 	if err := config.Load(path, &m); err != nil {
 		return f, err
 	}
+	if len(m.Share) == 0 {
+		return f, config.Bad("%s: share = [] names no share; remove the key for none, or write [[share]] sections", path)
+	}
 	for i := range m.Share {
 		m.Share[i].fill(&f.Share)
 	}

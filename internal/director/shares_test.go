@@ -47,6 +47,12 @@ func TestSeveralShares(t *testing.T) {
 	}
 }
 
+func TestNoShares(t *testing.T) {
+	if _, err := load(t, "share = []\n"); config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), "share = []") {
+		t.Errorf("an empty list: %v", err)
+	}
+}
+
 // Real servers of two shares must be told apart.
 func TestInsidesOfShares(t *testing.T) {
 	share := func(id int, vip, gateway string, last byte, networks ...string) *Settings {
