@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -124,7 +125,9 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		e.shares = append(e.shares, uint16(id))
 	}
 	for _, j := range s.Join {
-		e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))
+		if j != s.Bind { // one list may do for all nodes
+			e.seeds = append(e.seeds, netip.AddrPortFrom(j.Addr(), j.Port()+1))
+		}
 	}
 	shape := s.Shape()
 	if s.Witness {
@@ -336,9 +339,22 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 	e.core.Receive(e.now(), m)
 }
 
-// learn notes where a node is, as an authentic message of it shows.
+// maxAddrs bounds the nodes that heartbeats are sent to.
+const maxAddrs = 64
+
+// learn notes where a node is, as an authentic message of it shows. Where there
+// are too many, those that are not heard make room: hosts that are replaced take
+// new names.
 func (e *Engine) learn(id membership.NodeID, at netip.AddrPort) {
-	if _, known := e.addrs[id]; known || len(e.addrs) < 64 {
+	_, known := e.addrs[id]
+	if !known && len(e.addrs) >= maxAddrs {
+		heard := map[membership.NodeID]bool{}
+		for _, m := range e.core.Snapshot(e.now()).Members {
+			heard[m.Node] = m.Heard
+		}
+		maps.DeleteFunc(e.addrs, func(id membership.NodeID, _ netip.AddrPort) bool { return !heard[id] })
+	}
+	if known || len(e.addrs) < maxAddrs {
 		e.addrs[id] = at
 	}
 }
