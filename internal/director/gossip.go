@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -58,17 +59,18 @@ type gossip struct {
 	up     chan struct{}
 	events chan memberlist.NodeEvent
 
-	mu    sync.Mutex
-	own   meta
-	peers map[string]Peer
-	ever  map[string]netip.AddrPort // members seen and not said farewell by
+	mu      sync.Mutex
+	own     meta
+	peers   map[string]Peer
+	ever    map[string]netip.AddrPort // members seen and not said farewell by
+	joining map[string]bool           // addresses
 }
 
 func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*gossip, error) {
 	g := &gossip{
 		name: s.Node, log: log, bind: s.Bind, engine: e, up: make(chan struct{}), events: make(chan memberlist.NodeEvent, 64),
 		own:   meta{Role: s.role(), Weight: s.Weight, Port: s.Bind.Port() + 1, State: membership.Joining.String(), Version: version},
-		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{},
+		peers: map[string]Peer{}, ever: map[string]netip.AddrPort{}, joining: map[string]bool{},
 	}
 	if s.Forward {
 		g.own.MAC = s.MAC.String()
@@ -111,99 +113,111 @@ func (g *gossip) String() string { return "gossip" }
 func (g *gossip) Run(ctx context.Context) error {
 	tick := time.NewTicker(rejoinEvery)
 	defer tick.Stop()
-	joins := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	close(g.up)
-	for {
-		if missing := g.missing(); len(missing) > 0 && ctx.Err() == nil {
-			select {
-			case joins <- struct{}{}:
-				// A join may wait for a dead node's address, events must not.
-				wg.Go(func() {
-					if _, err := g.list.Join(missing); err != nil {
-						g.log.Debug("join", "missing", missing, "err", err)
-					}
-					<-joins
-				})
-			default:
-			}
+	for ctx.Err() == nil {
+		for _, at := range g.missing() {
+			// A join may wait for a dead node's address; events, the other joins and
+			// the end must not wait for all of them, one after the other.
+			wg.Go(func() { g.join(at) })
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case ev := <-g.events:
 			g.handle(ctx, ev)
 		case <-tick.C:
 		}
 	}
+	return nil
 }
 
 // missing returns the addresses of the seeds and former members that are not
-// there.
+// there. They are being joined until join has returned for them.
 func (g *gossip) missing() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var out []string
 	for _, a := range slices.Concat(g.seeds, values(g.ever)) {
 		at := netip.AddrPortFrom(a.Addr(), a.Port()+1)
-		if !slices.ContainsFunc(values(g.peers), func(p Peer) bool { return p.Addr == at }) && !slices.Contains(out, a.String()) {
-			out = append(out, a.String())
+		there := slices.ContainsFunc(values(g.peers), func(p Peer) bool { return p.Addr == at })
+		if text := a.String(); !there && !g.joining[text] {
+			g.joining[text] = true
+			out = append(out, text)
 		}
 	}
 	return out
 }
 
-func values[K comparable, V any](m map[K]V) []V {
-	var out []V
-	for _, v := range m {
-		out = append(out, v)
+func (g *gossip) join(at string) {
+	if _, err := g.list.Join([]string{at}); err != nil {
+		g.log.Debug("join", "missing", at, "err", err)
 	}
-	return out
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.joining, at)
 }
+
+func values[K comparable, V any](m map[K]V) []V { return slices.Collect(maps.Values(m)) }
 
 func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 	n := ev.Node
-	addr, ok := netip.AddrFromSlice(n.Addr)
-	if n.Name == g.list.LocalNode().Name || !ok || len(n.Name) > membership.MaxName {
+	if n.Name == g.name || len(n.Name) > membership.MaxName {
 		return
 	}
+	if ev.Event == memberlist.NodeLeave {
+		g.gone(n.Name, n.State == memberlist.StateLeft)
+		return
+	}
+	addr, _ := netip.AddrFromSlice(n.Addr)
 	var m meta
-	if err := json.Unmarshal(n.Meta, &m); err != nil || m.Port == 0 {
-		g.log.Warn("a member tells nothing that can be read", "member", n.Name, "err", err)
+	if err := json.Unmarshal(n.Meta, &m); err != nil || m.Port == 0 || !addr.Unmap().Is4() {
+		g.log.Warn("a member tells nothing that can be read", "member", n.Name, "addr", addr, "err", err)
 		return
 	}
 	at := netip.AddrPortFrom(addr.Unmap(), m.Port)
-	g.mu.Lock()
-	switch ev.Event {
-	case memberlist.NodeLeave:
-		delete(g.peers, n.Name)
-		if n.State == memberlist.StateLeft {
-			delete(g.ever, n.Name)
-		}
-		g.mu.Unlock()
-		g.log.Info("gossip: member gone", "member", n.Name, "left", n.State == memberlist.StateLeft)
-		return
-	case memberlist.NodeJoin:
+	if ev.Event == memberlist.NodeJoin {
 		g.log.Info("gossip: member here", "member", n.Name, "addr", at)
 	}
-	if len(g.ever) < 4*membership.MaxNodes {
-		g.ever[n.Name] = netip.AddrPortFrom(addr.Unmap(), n.Port)
-	}
-	g.peers[n.Name] = Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants, m.MAC, m.Flooded}
-	g.mu.Unlock()
+	g.here(n.Name, netip.AddrPortFrom(addr.Unmap(), n.Port), Peer{n.Name, at, m.Role, m.Weight, m.State, m.Version, m.Wants, m.MAC, m.Flooded})
 	g.engine.post(ctx, func(time.Duration) { g.engine.learn(membership.ID(n.Name), at) })
+}
+
+// gone notes that a member is not there any more. One that did not say farewell
+// is looked for.
+func (g *gossip) gone(name string, left bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.peers, name)
+	if left {
+		delete(g.ever, name)
+	}
+	g.log.Info("gossip: member gone", "member", name, "left", left)
+}
+
+// maxEver bounds the former members that are looked for.
+const maxEver = 4 * membership.MaxNodes
+
+// here notes what a member tells, and where it gossips. Those that are there
+// take the places of those that are gone.
+func (g *gossip) here(name string, at netip.AddrPort, p Peer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.peers[name] = p
+	_, known := g.ever[name]
+	if !known && len(g.ever) >= maxEver {
+		maps.DeleteFunc(g.ever, func(name string, _ netip.AddrPort) bool { _, there := g.peers[name]; return !there })
+	}
+	if known || len(g.ever) < maxEver {
+		g.ever[name] = at
+	}
 }
 
 // members returns the others as gossip tells them, by name.
 func (g *gossip) members() map[string]Peer {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := map[string]Peer{}
-	for k, v := range g.peers {
-		out[k] = v
-	}
-	return out
+	return maps.Clone(g.peers)
 }
 
 // tell spreads this node's state.
