@@ -21,75 +21,64 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"saru/internal/config"
+	"saru/internal/web"
 )
 
 // maxAnswer bounds what a client reads of one answer, in bytes.
 const maxAnswer = 1 << 30
 
-// A Server serves a daemon's control socket. It is a task.
-type Server struct {
-	name string
-	ln   net.Listener
-	srv  *http.Server
-	up   chan struct{}
-}
-
 // Listen takes the socket at path for the daemon called name. A socket file
-// that nobody answers on is replaced; one with a living daemon behind it is
-// bad input.
-func Listen(name, path string, h http.Handler) (*Server, error) {
+// that nobody answers on is replaced; one with a living daemon behind it, and
+// anything else that is there, is bad input.
+func Listen(name, path string, h http.Handler) (*web.Server, error) {
+	bad := func(err error) error {
+		return config.Bad("control socket %q: %v; name another with control.socket", path, err)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, config.Bad("control socket %q: %v; name another with control.socket", path, err)
+		return nil, bad(err)
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
 		return nil, config.Bad("control socket %q: another %s answers there; stop it first, or name another socket with control.socket", path, name)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, config.Bad("control socket %q: %v; name another with control.socket", path, err)
+	if err := removeStale(path); err != nil {
+		return nil, bad(err)
 	}
 	ln, err := listenPrivate(path)
 	if err != nil {
-		return nil, config.Bad("control socket %q: %v; name another with control.socket", path, err)
+		return nil, bad(err)
 	}
-	return &Server{name, ln, &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})}, nil
+	return web.NewServer("control socket", ln, h), nil
 }
 
+// removeStale removes the socket that a daemon left which was killed, and nothing
+// else.
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case st.Mode().Type() != os.ModeSocket:
+		return errors.New("there is something else, which is no socket")
+	}
+	return os.Remove(path)
+}
+
+// listenPrivate makes the socket with its mode: Linux makes its file with that of
+// the descriptor (net/unix/af_unix.c, unix_bind_bsd), so it is at no time open
+// to others.
 func listenPrivate(path string) (net.Listener, error) {
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		ln.Close()
-		return nil, err
-	}
-	return ln, nil
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(cerr, err)
+	}}
+	return private.Listen(context.Background(), "unix", path)
 }
-
-// Close gives the socket back without having run.
-func (s *Server) Close() error { return s.ln.Close() }
-
-// Run serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- s.srv.Serve(s.ln) }()
-	close(s.up)
-	select {
-	case err := <-done:
-		return fmt.Errorf("control socket: %w", err)
-	case <-ctx.Done():
-	}
-	s.srv.Close()
-	<-done
-	return nil
-}
-
-// Ready is closed when requests are served.
-func (s *Server) Ready() <-chan struct{} { return s.up }
-
-func (s *Server) String() string { return "control socket" }
 
 // JSON writes v as the indented JSON answer to a request.
 func JSON(w http.ResponseWriter, v any) {
@@ -156,8 +145,11 @@ func (c *Client) Do(ctx context.Context, method, resource string, in io.Reader) 
 		return nil, err
 	}
 	resp, err := c.http.Do(req)
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("%w on %s: is it running, and with this control.socket?", ErrNotRunning, c.path)
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("%s: only root may ask the daemon: %w", c.path, os.ErrPermission)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.path, err)

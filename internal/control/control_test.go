@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -73,6 +74,35 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A path that is somebody's file, by a slip in the configuration, is refused.
+func TestAnotherFileStays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "saru.toml")
+	if err := os.WriteFile(path, []byte("[cluster]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Listen("saru", path, nil)
+	if config.ExitStatus(err) != config.BadInputStatus || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("Listen: %v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "[cluster]\n" {
+		t.Errorf("the file is %q now, %v", b, err)
+	}
+}
+
+// Whatever the umask, the socket is root's from the moment that it is there.
+func TestSocketIsPrivate(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	path := filepath.Join(t.TempDir(), "saru.sock")
+	ln, err := listenPrivate(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v; want 0600", st.Mode(), err)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"saru/internal/control"
 	"saru/internal/metrics"
 	"saru/internal/task"
+	"saru/internal/web"
 	"saru/ipvs"
 	"saru/membership"
 	"saru/partition"
@@ -56,8 +56,8 @@ type daemon struct {
 	file     File // as last read; the reload's alone
 	log      *slog.Logger
 
-	control  *control.Server
-	metrics  *metrics.Server
+	control  *web.Server
+	metrics  *web.Server
 	paths    []*path
 	engine   *Engine
 	gossip   *gossip
@@ -186,7 +186,7 @@ func Possible(s *Settings) error {
 // whoever has it is the one saru here.
 func (d *daemon) open(ctx context.Context) (err error) {
 	s := d.settings
-	handler := &lateHandler{}
+	handler := &web.Late{}
 	if d.control, err = control.Listen("saru", s.Socket, handler); err != nil {
 		return err
 	}
@@ -397,27 +397,15 @@ func (d *daemon) close(keep bool) error {
 		errs = append(errs, d.engine.close())
 	}
 	if d.metrics != nil {
-		errs = append(errs, unlessClosed(d.metrics.Close()))
+		errs = append(errs, d.metrics.Close())
 	}
 	if d.control != nil {
-		errs = append(errs, unlessClosed(d.control.Close()))
+		errs = append(errs, d.control.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// unlessClosed returns err unless it says that a task closed its socket
-// before.
-func unlessClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
-
-// A lateHandler is given its Handler before anything is served.
-type lateHandler struct{ http.Handler }

@@ -13,7 +13,7 @@ const scrapeWithin = 3 * time.Second
 
 // scrape tells Prometheus what status tells.
 func (d *daemon) scrape(s *metrics.Sink) error {
-	ctx, cancel := context.WithTimeout(context.Background(), scrapeWithin)
+	ctx, cancel := context.WithTimeout(s.Context(), scrapeWithin)
 	defer cancel()
 	st, err := d.status(ctx)
 	if err != nil {

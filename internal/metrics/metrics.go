@@ -6,23 +6,26 @@ package metrics
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"saru/internal/config"
+	"saru/internal/web"
 )
 
 // A Sink takes the numbers of one scrape.
 type Sink struct {
+	ctx    context.Context
 	prefix string
 	out    chan<- prometheus.Metric
 }
+
+// Context ends when nobody waits for the numbers any more.
+func (s *Sink) Context() context.Context { return s.ctx }
 
 // Gauge takes a number that goes up and down. label is empty or pairs of a
 // label's name and its value; all samples of one name have the same labels.
@@ -58,8 +61,9 @@ func (s *Sink) take(kind prometheus.ValueType, name, help string, v float64, lab
 	s.out <- m
 }
 
-// A collector asks for all numbers at each scrape.
+// A collector asks for all numbers, at one scrape.
 type collector struct {
+	ctx    context.Context
 	prefix string
 	write  func(*Sink) error
 }
@@ -69,7 +73,7 @@ type collector struct {
 func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 func (c collector) Collect(out chan<- prometheus.Metric) {
-	if err := c.write(&Sink{c.prefix, out}); err != nil {
+	if err := c.write(&Sink{c.ctx, c.prefix, out}); err != nil {
 		out <- prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
 	}
 }
@@ -77,44 +81,20 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 // Handler serves GET /metrics with what write tells, each name behind prefix
 // and an underscore.
 func Handler(prefix string, write func(*Sink) error) http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collector{prefix, write})
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(collector{r.Context(), prefix, write})
+		promhttp.HandlerFor(reg, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+	})
 	return mux
 }
 
-// A Server serves a Handler. It is a task.
-type Server struct {
-	ln  net.Listener
-	srv *http.Server
-	up  chan struct{}
-}
-
 // Listen opens the address that control.metrics names.
-func Listen(at string, h http.Handler) (*Server, error) {
+func Listen(at string, h http.Handler) (*web.Server, error) {
 	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		return nil, config.Bad("control.metrics = %q: %v; name another port, or \"\" for none", at, err)
 	}
-	return &Server{ln, &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}, make(chan struct{})}, nil
+	return web.NewServer("metrics", ln, h), nil
 }
-
-// Close closes a Server that does not run.
-func (s *Server) Close() error { return s.ln.Close() }
-
-// Run serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.srv.Close() })
-	defer stop()
-	close(s.up)
-	if err := s.srv.Serve(s.ln); ctx.Err() == nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	return nil
-}
-
-// Ready is closed when metrics are served.
-func (s *Server) Ready() <-chan struct{} { return s.up }
-
-func (s *Server) String() string { return "metrics" }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +11,7 @@ import (
 	"saru/internal/control"
 	"saru/internal/metrics"
 	"saru/internal/task"
+	"saru/internal/web"
 	"saru/ipvs/firstpacket"
 	"saru/syncproto/legacy"
 	"saru/syncproto/peer"
@@ -62,9 +61,9 @@ func Run(ctx context.Context, log *slog.Logger, s *Settings, o Options) (err err
 
 // A daemon is what Run opened.
 type daemon struct {
-	control *control.Server
+	control *web.Server
 	udp     *peer.UDP
-	metrics *metrics.Server
+	metrics *web.Server
 	kernel  *source
 	engine  *Engine
 	legacy  *legacy.Link
@@ -74,7 +73,7 @@ type daemon struct {
 // open opens everything, the kernel last. The control socket goes first, since
 // whoever has it is the one syncd here.
 func (d *daemon) open(log *slog.Logger, s *Settings, keep bool) (err error) {
-	handler := &lateHandler{}
+	handler := &web.Late{}
 	if d.control, err = control.Listen("syncd", s.Socket, handler); err != nil {
 		return err
 	}
@@ -133,24 +132,15 @@ func (d *daemon) close() error {
 		errs = append(errs, d.legacy.Close())
 	}
 	if d.udp != nil {
-		errs = append(errs, unlessClosed(d.udp.Close()))
+		errs = append(errs, d.udp.Close())
 	}
 	if d.metrics != nil {
-		errs = append(errs, unlessClosed(d.metrics.Close()))
+		errs = append(errs, d.metrics.Close())
 	}
 	if d.control != nil {
-		errs = append(errs, unlessClosed(d.control.Close()))
+		errs = append(errs, d.control.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// unlessClosed returns err unless it says that a task closed its socket
-// before.
-func unlessClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 // datagramFor returns the largest datagram that is not fragmented at an MTU
@@ -162,6 +152,3 @@ func datagramFor(mtu, headers int) int {
 	}
 	return max(peer.MinDatagram, min(mtu-headers, peer.MaxDatagram))
 }
-
-// A lateHandler is given its Handler before anything is served.
-type lateHandler struct{ http.Handler }

@@ -64,10 +64,11 @@ func TestEveryPackageSaysWhatItIs(t *testing.T) {
 // each other except by subject.
 var layers = map[string][]string{
 	"internal/config":  {},
-	"internal/control": {"internal/config"},
+	"internal/control": {"internal/config", "internal/web"},
 	"internal/logs":    {"internal/config"},
 	"internal/seal":    {"internal/config"},
 	"internal/task":    {},
+	"internal/web":     {},
 	"conntable":        {"internal/"},
 	"syncproto":        {"internal/", "conntable", "syncproto/"},
 	"ipvs":             {"internal/", "conntable", "syncproto/"},
