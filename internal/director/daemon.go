@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -72,6 +74,7 @@ type daemon struct {
 	reshaper *reshaper // nil where no services are read
 	shape    atomic.Pointer[Settings]
 	lead     chan struct{}
+	hangup   chan os.Signal
 
 	strangers strangers
 	lanState  lanState
@@ -84,7 +87,9 @@ func (d *daemon) current() *Settings { return d.shape.Load() }
 // runShare is Run for one share.
 func runShare(ctx context.Context, s *Settings, o Options) (err error) {
 	log := o.Log
-	d := &daemon{settings: s, file: s.file, Options: o, log: log, lead: make(chan struct{}, 1)}
+	d := &daemon{settings: s, file: s.file, Options: o, log: log, lead: make(chan struct{}, 1), hangup: make(chan os.Signal, 1)}
+	signal.Notify(d.hangup, syscall.SIGHUP) // one that comes while all is opened waits
+	defer signal.Stop(d.hangup)
 	d.Level.Set(d.level(s.Debug))
 	d.watchServices()
 	defer func() { err = errors.Join(err, d.close(o.Keep)) }()
@@ -272,9 +277,7 @@ func (d *daemon) openShare() (err error) {
 			return err
 		}
 		if d.reshaper != nil {
-			d.reshaper.replan = func(p partition.Plan) error {
-				return errors.Join(d.filter.Replan(p), d.forward.rules.Replan(p))
-			}
+			d.reshaper.replan = replanBoth(d.filter.Replan, d.forward.rules.Replan)
 		}
 	}
 	if d.lan, err = d.openLAN(s.Interface, s.VIPs, s.MAC, ".lan.json"); err != nil || s.Inside == nil {

@@ -3,7 +3,9 @@ package director
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -92,7 +94,8 @@ func (f *forwarding) look() {
 }
 
 func (f *forwarding) routes() nft.Routes {
-	for name, p := range f.gossip() {
+	members := f.gossip()
+	for name, p := range members {
 		if mac, err := net.ParseMAC(p.MAC); err == nil && len(mac) == 6 {
 			f.macs[name] = nft.MAC(mac)
 		}
@@ -100,6 +103,10 @@ func (f *forwarding) routes() nft.Routes {
 	f.mu.Lock()
 	all := slices.Clone(f.now)
 	f.mu.Unlock()
+	maps.DeleteFunc(f.macs, func(name string, _ nft.MAC) bool {
+		_, gossips := members[name]
+		return !gossips && !slices.ContainsFunc(all, func(h membership.Holding) bool { return h.Name == name })
+	})
 	if len(all) == 0 {
 		return nft.Routes{}
 	}
@@ -114,6 +121,22 @@ func (f *forwarding) to(open, rest partition.Set, others []membership.Holding) n
 		}
 	}
 	return forward.RoutesOf(open, rest, directors)
+}
+
+// replanBoth divides flows in another way in a filter, and then in what stands
+// before it. If only the filter could be changed, the share has to stay closed as
+// when that is not known: the others still take this director for one that
+// divides as before.
+func replanBoth(filter, forward func(partition.Plan) error) func(partition.Plan) error {
+	return func(p partition.Plan) error {
+		if err := filter(p); err != nil {
+			return err
+		}
+		if err := forward(p); err != nil {
+			return fmt.Errorf("%w: %w", nft.ErrUnknown, err)
+		}
+		return nil
+	}
 }
 
 // close hands everything to the others for a lease more, since the LAN's caches

@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/signal"
 	"reflect"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"saru/internal/config"
@@ -56,14 +54,11 @@ func show(v reflect.Value) any {
 
 // watchReload reloads the configuration at each SIGHUP until ctx ends.
 func (d *daemon) watchReload(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hup:
+		case <-d.hangup:
 		}
 		if err := d.reload(ctx); err != nil {
 			d.log.Error("the configuration was not reloaded; all stays as it is", "err", err)
@@ -99,10 +94,25 @@ func (d *daemon) reload(ctx context.Context) error {
 			d.told("%s has changed from %v to %v; restart saru for it", c.key, c.was, c.is)
 		}
 	}
-	if len(all) == 0 {
+	added := d.settings.unserved(next)
+	for _, id := range added {
+		d.told("share %d is new; restart saru for it", id)
+	}
+	if len(all)+len(added) == 0 {
 		d.told("the configuration was reloaded; nothing has changed")
 	}
 	return nil
+}
+
+// unserved returns the shares of another configuration that this one has not. Of
+// several shares the first tells of them.
+func (s *Settings) unserved(next *Settings) (ids []int) {
+	for _, id := range next.ids {
+		if s.rank == 0 && id != s.ID && !slices.Contains(s.ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // told logs a change of settings, and keeps it as an event.
