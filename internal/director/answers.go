@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"saru/internal/task"
 	"saru/membership"
 	"saru/partition/lan"
 )
@@ -80,7 +81,7 @@ func (d *daemon) watchAnswers(ctx context.Context) error {
 	if len(q.addrs) == 0 {
 		return nil
 	}
-	for sleep(ctx, askEvery) {
+	for task.Pause(ctx, askEvery) {
 		var snap membership.Snapshot
 		if d.engine.ask(ctx, func(now time.Duration) { snap = d.engine.core.Snapshot(now) }) != nil {
 			return nil // only when ctx ended

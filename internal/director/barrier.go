@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"saru/internal/control"
+	"saru/internal/task"
 	"saru/membership"
 )
 
@@ -88,21 +89,12 @@ func (b *barriers) wait(ctx context.Context, r barrier) {
 		case err == nil:
 			b.log.Debug("barrier", "peer", r.peer, "back", r.back, "took", time.Since(start))
 		case !errors.Is(err, control.ErrNotRunning) && time.Since(start) < refusedFor:
-			pause(limited, refusedAgain)
+			task.Pause(limited, refusedAgain)
 			continue
 		default:
 			b.log.Info("no barrier: connections may come late", "peer", r.peer, "back", r.back, "err", err)
 		}
 		b.reached(ctx, r.token)
 		return
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"saru/internal/task"
 )
 
 // A switch that polices floods (storm control) polices what all directors live
@@ -104,7 +106,7 @@ func (d *daemon) watchFlood(ctx context.Context) error {
 	for {
 		now := time.Now()
 		window := now.Truncate(floodWindow)
-		if !sleep(ctx, window.Add(floodWindow).Sub(now)) {
+		if !task.Pause(ctx, window.Add(floodWindow).Sub(now)) {
 			return nil
 		}
 		st, err := d.filter.Stats()
@@ -120,21 +122,9 @@ func (d *daemon) watchFlood(ctx context.Context) error {
 		}
 		d.gossip.spread(func(m *meta) { m.Flooded = own })
 		// By then the others have told theirs.
-		if !sleep(ctx, floodWindow/2) {
+		if !task.Pause(ctx, floodWindow/2) {
 			return nil
 		}
 		d.lanTrouble("flood", judge.judge(own, d.gossip.members()))
-	}
-}
-
-// sleep waits, and reports whether ctx still goes on.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

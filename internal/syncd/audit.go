@@ -8,6 +8,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/ownership"
+	"saru/internal/task"
 	"saru/syncproto/kernelsync"
 )
 
@@ -97,7 +98,7 @@ func (a *audit) run(ctx context.Context) error {
 	runtime.LockOSThread() // whose CPU time is counted
 	defer runtime.UnlockOSThread()
 	a.pacer.start()
-	for pause(ctx, auditEvery) {
+	for task.Pause(ctx, auditEvery) {
 		if a.e.Synced() && a.pacer.afford(ctx, a.cost) {
 			a.pass(ctx)
 		}

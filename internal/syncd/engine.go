@@ -12,6 +12,7 @@ import (
 	"saru/conntable"
 	"saru/internal/ownership"
 	"saru/internal/seal"
+	"saru/internal/task"
 	"saru/syncproto/peer"
 )
 
@@ -207,7 +208,7 @@ func (e *Engine) Resync(ctx context.Context) (int, error) {
 // CatchUp waits until all that the named peer's kernel knew when CatchUp was
 // called was given to this one's, as far as its sync threads tell it.
 func (e *Engine) CatchUp(ctx context.Context, peer string) error {
-	if !pause(ctx, captureLag) {
+	if !task.Pause(ctx, captureLag) {
 		return ctx.Err()
 	}
 	if err := e.session.CatchUp(ctx, peer); err != nil {
@@ -219,7 +220,7 @@ func (e *Engine) CatchUp(ctx context.Context, peer string) error {
 // CatchUpBack waits until all that the own kernel knew when CatchUpBack was
 // called was sent to the peers, and is delivered at the named one.
 func (e *Engine) CatchUpBack(ctx context.Context, peer string) error {
-	if !pause(ctx, captureLag) {
+	if !task.Pause(ctx, captureLag) {
 		return ctx.Err()
 	}
 	if err := e.toPeers.flushed(ctx); err != nil {
@@ -282,7 +283,7 @@ func (e *Engine) makeDigests(ctx context.Context) error {
 	const step, age = uint64(digestEvery / time.Microsecond), uint64(digestAge / time.Microsecond)
 	for {
 		horizon := (e.clock.Now()-age)/step*step + step
-		if !pause(ctx, digestAge+time.Duration(horizon-e.clock.Now())*time.Microsecond) {
+		if !task.Pause(ctx, digestAge+time.Duration(horizon-e.clock.Now())*time.Microsecond) {
 			return nil
 		}
 		e.horizon.Store(horizon)
@@ -309,17 +310,5 @@ func every(ctx context.Context, d time.Duration, do func()) error {
 		case <-t.C:
 			do()
 		}
-	}
-}
-
-// pause waits for d, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/task"
 )
 
 // refreshSlack is by how much a peer must know an entry to live longer than
@@ -193,7 +194,7 @@ func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
 		}
 		e.refused.Add(uint64(len(conns)))
 		e.log.Warn("inject", "records", len(conns), "err", err)
-		if !pause(ctx, injectAgain) {
+		if !task.Pause(ctx, injectAgain) {
 			return
 		}
 		conns = e.renew(conns)

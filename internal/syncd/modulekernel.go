@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/internal/task"
 	"saru/ipvs"
 	"saru/ipvs/usersync"
 )
@@ -117,7 +118,7 @@ func (k *moduleKernel) reconcile(ctx context.Context, mark bool, why error) {
 			return
 		}
 		k.log.Warn("compare the kernel's table with the mirror", "err", err)
-		if !pause(ctx, reconcileAgain) {
+		if !task.Pause(ctx, reconcileAgain) {
 			return
 		}
 	}

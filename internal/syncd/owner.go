@@ -8,6 +8,7 @@ import (
 	"saru/conntable"
 	"saru/internal/control"
 	"saru/internal/ownership"
+	"saru/internal/task"
 )
 
 // ownerEvery is how often saru is asked what it serves.
@@ -77,7 +78,7 @@ func (e *Engine) followOwner(ctx context.Context) error {
 			e.log.Debug("what saru serves", "known", err == nil, "err", err)
 		}
 		last = err
-		if !pause(ctx, ownerEvery) {
+		if !task.Pause(ctx, ownerEvery) {
 			return nil
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"saru/conntable"
 	"saru/internal/control"
 	"saru/internal/ownership"
+	"saru/internal/task"
 	"saru/internal/testnet"
 	"saru/partition"
 	"saru/syncproto/peer/peertest"
@@ -35,7 +36,7 @@ func (n *node) serves(t *testing.T, all bool) (stop func()) {
 			if err := n.owner.Update(time.Now(), ownership.NewTold(sharePlan, set)); err != nil {
 				t.Error(err)
 			}
-			pause(ctx, ownerEvery)
+			task.Pause(ctx, ownerEvery)
 		}
 	}()
 	return func() { cancel(); <-done }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"saru/internal/task"
 )
 
 // A pacer keeps work on one goroutine to a share of one core: CPU time is
@@ -42,7 +43,7 @@ func (p *pacer) afford(ctx context.Context, d time.Duration) bool {
 	p.account()
 	d = min(d, p.burst)
 	for p.granted < d {
-		if !pause(ctx, time.Duration(float64(d-p.granted)/p.share)+1) {
+		if !task.Pause(ctx, time.Duration(float64(d-p.granted)/p.share)+1) {
 			return false
 		}
 		p.account()

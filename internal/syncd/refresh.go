@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/task"
 )
 
 // A connection that talks starts its timeout again with every packet, and the
@@ -53,7 +54,7 @@ func (e *Engine) told(r *conntable.Record) time.Duration {
 func (e *Engine) tellInTime(ctx context.Context) error {
 	recs := make([]conntable.Record, 512)
 	var c conntable.Cursor
-	for pause(ctx, refreshStep) {
+	for task.Pause(ctx, refreshStep) {
 		for left := e.refreshShare(); left > 0; {
 			n := e.table.Walk(&c, nil, recs[:min(left, len(recs))])
 			if n == 0 {

@@ -8,6 +8,7 @@ package task
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -66,3 +67,15 @@ func (f Func) Run(ctx context.Context) error { return f.Do(ctx) }
 func (f Func) Ready() <-chan struct{} { return always }
 
 func (f Func) String() string { return f.Name }
+
+// Pause waits for d, and reports whether ctx goes on.
+func Pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
