@@ -33,17 +33,23 @@ const bulkFrame = 32 << 10
 
 var errEnd = errors.New("the peer ended the stream too early")
 
-// A timedConn gives every read and write frameTimeout, reading with a buffer.
+// A timedConn gives every read and write frameTimeout, and none longer than until
+// end, reading with a buffer.
 type timedConn struct {
 	net.Conn
-	r *bufio.Reader
+	r   *bufio.Reader
+	end time.Time // zero: none
 }
 
-func newTimedConn(c net.Conn) *timedConn { return &timedConn{c, bufio.NewReaderSize(c, seal.MaxFrame)} }
+func newTimedConn(c net.Conn) *timedConn {
+	return &timedConn{Conn: c, r: bufio.NewReaderSize(c, seal.MaxFrame)}
+}
+
+func (c *timedConn) deadline() time.Time { return earlier(time.Now().Add(frameTimeout), c.end) }
 
 func (c *timedConn) Read(p []byte) (int, error) {
 	if c.r.Buffered() == 0 {
-		if err := c.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+		if err := c.SetReadDeadline(c.deadline()); err != nil {
 			return 0, err
 		}
 	}
@@ -51,7 +57,7 @@ func (c *timedConn) Read(p []byte) (int, error) {
 }
 
 func (c *timedConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(frameTimeout)); err != nil {
+	if err := c.SetWriteDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)

@@ -11,18 +11,57 @@ import (
 
 	"saru/conntable"
 	"saru/internal/seal"
+	"saru/internal/task"
 )
 
 // acceptPause is how long to leave a system that cannot accept alone.
 const acceptPause = 100 * time.Millisecond
 
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
+// Whoever connects has no key until it has shown that it has. Such guests are
+// bounded by number, and by how long each may take in all, and take nothing away
+// from the peers.
+const (
+	maxGuests     = 64
+	maxGuestsFrom = 8 // one address
+	greetWithin   = 5 * time.Second
+)
+
+// guests are those who have connected and not shown yet that they have a key, by
+// address.
+type guests struct {
+	mu   sync.Mutex
+	n    int
+	from map[string]int
+}
+
+// enter reports whether one more may come from an address.
+func (g *guests) enter(from string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n >= maxGuests || g.from[from] >= maxGuestsFrom {
 		return false
-	case <-time.After(d):
-		return true
 	}
+	g.n++
+	g.from[from]++
+	return true
+}
+
+func (g *guests) leave(from string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n--
+	if g.from[from]--; g.from[from] == 0 {
+		delete(g.from, from)
+	}
+}
+
+// hostOf is the address of a connection's other end, without its port.
+func hostOf(conn net.Conn) string {
+	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
+	if err != nil {
+		return ""
+	}
+	return host
 }
 
 // serve answers pulls.
@@ -32,7 +71,7 @@ func (s *Session) serve(ctx context.Context) error {
 	defer stop()
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	slots := make(chan struct{}, maxPulls)
+	door := server{s: s, guests: guests{from: map[string]int{}}, slots: make(chan struct{}, maxPulls)}
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -46,25 +85,22 @@ func (s *Session) serve(ctx context.Context) error {
 		}
 		if err != nil { // out of descriptors, or the peer gave up
 			s.drops.count(DropStream)
-			if !pause(ctx, acceptPause) {
+			if !task.Pause(ctx, acceptPause) {
 				return nil
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		from := hostOf(conn)
+		if !door.guests.enter(from) {
 			s.drops.count(DropStream)
-			conn.Close() // the puller comes again
+			conn.Close()
 			continue
 		}
 		streams.Go(func() {
-			s.streams.Add(1)
-			defer func() { s.streams.Add(-1); <-slots }()
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			if err := s.servePull(newTimedConn(conn)); err != nil && ctx.Err() == nil {
+			if err := door.serve(conn, from); err != nil && ctx.Err() == nil {
 				s.drops.count(DropStream)
 				s.log.Debug("serve pull", "addr", conn.RemoteAddr(), "err", err)
 			}
@@ -72,12 +108,42 @@ func (s *Session) serve(ctx context.Context) error {
 	}
 }
 
-func (s *Session) servePull(conn *timedConn) error {
-	st, err := seal.Server(conn, s.keys.Load(), purposeBulk)
+// A server serves the streams of one Session.
+type server struct {
+	s      *Session
+	guests guests
+	slots  chan struct{} // has one for each stream that is served
+}
+
+var errBusy = errors.New("as many streams as there may be are served already")
+
+// serve serves a guest that turns out to be a peer, if there is room.
+func (v *server) serve(conn net.Conn, from string) error {
+	st, first, err := v.s.greet(conn)
+	v.guests.leave(from)
 	if err != nil {
 		return err
 	}
-	return s.serveStream(st)
+	select {
+	case v.slots <- struct{}{}:
+	default:
+		return errBusy // the puller comes again
+	}
+	v.s.streams.Add(1)
+	defer func() { v.s.streams.Add(-1); <-v.slots }()
+	return v.s.serveStream(st, first)
+}
+
+// greet opens a stream up to its first frame, which only a peer can have sealed.
+func (s *Session) greet(conn net.Conn) (st *seal.Stream, first []byte, err error) {
+	timed := newTimedConn(conn)
+	timed.end = time.Now().Add(greetWithin)
+	if st, err = seal.Server(timed, s.keys.Load(), purposeBulk); err != nil {
+		return nil, nil, err
+	}
+	first, err = st.Read()
+	timed.end = time.Time{}
+	return st, first, err
 }
 
 // sendBulk sends what this node holds, from a place of the walk on, or only
@@ -138,13 +204,9 @@ func (w *bulkWriter) write(recs []conntable.Record) error {
 }
 
 // serveStream answers the first frame of a puller's stream.
-func (s *Session) serveStream(st *seal.Stream) error {
-	frame, err := st.Read()
-	if err != nil {
-		return err
-	}
+func (s *Session) serveStream(st *seal.Stream, first []byte) error {
 	var h head
-	c, err := h.parse(frame)
+	c, err := h.parse(first)
 	if err != nil || h.typ != typePull && h.typ != typeRepair && h.typ != typeGetServices {
 		return errors.Join(errMalformed, err)
 	}

@@ -205,7 +205,7 @@ func (nd *Node) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 		return nil, ctx.Err()
 	case <-peer.closed:
 		return nil, fmt.Errorf("%v: %w", to, errRefused)
-	case peer.accept <- &stream{Conn: theirs, net: nd.net, left: nd.net.takeBreak()}:
+	case peer.accept <- &stream{Conn: theirs, net: nd.net, from: nd.addr, left: nd.net.takeBreak()}:
 		return ours, nil
 	}
 }
@@ -222,7 +222,13 @@ func (n *Network) takeBreak() int {
 type stream struct {
 	net.Conn
 	net  *Network
+	from netip.Addr
 	left int // bytes until it breaks, 0: it does not
+}
+
+// RemoteAddr is of the node that dialled.
+func (s *stream) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.from, Port))
 }
 
 func (s *stream) Write(b []byte) (int, error) {
