@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/internal/config"
+	"saru/internal/packet"
 	"saru/internal/seal"
 )
 
@@ -102,7 +103,7 @@ func openFramesOf(etherType uint16, ifi *net.Interface, mac net.HardwareAddr, se
 	err = errors.Join(
 		onlyTo(fd, mac),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index}))
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: packet.NetworkOrder(etherType), Ifindex: ifi.Index}))
 	if mac[0]&1 == 0 {
 		err = errors.Join(err, unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{
 			Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_UNICAST, Alen: 6, Address: address,
@@ -116,13 +117,8 @@ func openFramesOf(etherType uint16, ifi *net.Interface, mac net.HardwareAddr, se
 	frame = append(frame, ifi.HardwareAddr...)
 	frame = binary.BigEndian.AppendUint16(frame, etherType)
 	p := &path{name: "frame", fd: fd, sealer: sealer, frame: frame}
-	p.link = unix.SockaddrLinklayer{Protocol: networkOrder(etherType), Ifindex: ifi.Index, Halen: 6, Addr: address}
+	p.link = unix.SockaddrLinklayer{Protocol: packet.NetworkOrder(etherType), Ifindex: ifi.Index, Halen: 6, Addr: address}
 	return p, nil
-}
-
-// networkOrder returns v as the kernel's __be16 reads in this host's order.
-func networkOrder(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
 // send seals plain and sends it to all of to, to the group, or to the shared MAC. A path
@@ -183,7 +179,7 @@ func recvFrom(fd int, buf []byte) (n int, from netip.AddrPort, errno unix.Errno)
 		return 0, from, errno
 	}
 	if in := (*unix.RawSockaddrInet4)(unsafe.Pointer(&sa)); in.Family == unix.AF_INET {
-		from = netip.AddrPortFrom(netip.AddrFrom4(in.Addr), networkOrder(in.Port))
+		from = netip.AddrPortFrom(netip.AddrFrom4(in.Addr), packet.NetworkOrder(in.Port))
 	}
 	return int(r), from, 0
 }

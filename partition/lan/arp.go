@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"saru/internal/packet"
 )
 
 // An ARP frame as on Ethernet (RFC 826), offsets from the frame's start:
@@ -66,7 +68,7 @@ func openARP(ifi *net.Interface, mac [6]byte) (*os.File, error) {
 		return nil, err
 	}
 	err = errors.Join(
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_ARP), Ifindex: ifi.Index}),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: packet.NetworkOrder(unix.ETH_P_ARP), Ifindex: ifi.Index}),
 		unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{
 			Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_UNICAST, Alen: 6, Address: [8]byte(append(mac[:], 0, 0)),
 		}))
@@ -75,9 +77,4 @@ func openARP(ifi *net.Interface, mac [6]byte) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "arp "+ifi.Name), nil
-}
-
-// bigEndian returns v as the kernel's __be16 reads in this host's order.
-func bigEndian(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }

@@ -7,10 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"unsafe"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"saru/internal/packet"
 )
 
 // A neighbour message on Ethernet (RFC 4861 sections 4.3 and 4.4), offsets from
@@ -151,7 +152,7 @@ func openND(ifi *net.Interface) (*os.File, error) {
 		return nil, err
 	}
 	// The filter first: until the socket is bound it gets nothing.
-	err = errors.Join(onlyND(fd), unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IPV6), Ifindex: ifi.Index}))
+	err = errors.Join(onlyND(fd), unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: packet.NetworkOrder(unix.ETH_P_IPV6), Ifindex: ifi.Index}))
 	if err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -162,7 +163,7 @@ func openND(ifi *net.Interface) (*os.File, error) {
 // onlyND lets a packet socket receive nothing but neighbour messages: all other
 // IPv6 of the LAN passes it by.
 func onlyND(fd int) error {
-	raw, err := bpf.Assemble([]bpf.Instruction{
+	return packet.Only(fd,
 		bpf.LoadAbsolute{Off: 20, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 4},
 		bpf.LoadAbsolute{Off: ndHeader, Size: 1},
@@ -170,16 +171,7 @@ func onlyND(fd int) error {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: advertisement, SkipTrue: 1},
 		bpf.RetConstant{Val: 1 << 16},
 		bpf.RetConstant{Val: 0},
-	})
-	if err != nil {
-		return err
-	}
-	filter := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-		&unix.SockFprog{Len: uint16(len(filter)), Filter: unsafe.SliceData(filter)})
+	)
 }
 
 // joinGroups returns a socket that keeps the interface in the groups that

@@ -66,6 +66,7 @@ var layers = map[string][]string{
 	"internal/config":  {},
 	"internal/control": {"internal/config", "internal/web"},
 	"internal/logs":    {"internal/config"},
+	"internal/packet":  {},
 	"internal/seal":    {"internal/config"},
 	"internal/task":    {},
 	"internal/web":     {},
