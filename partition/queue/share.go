@@ -16,17 +16,18 @@ import (
 // queues; backstop is that of the one behind them.
 type share struct {
 	stats stats
+	start time.Time
 
 	mu         sync.RWMutex
 	divider    *partition.Divider
 	held       nft.Desired
 	superseded superseded
-	settling   []atomic.Int64 // until when, per bucket; Unix nanoseconds
+	settling   []atomic.Int64 // until when, per bucket; nanoseconds since start, by the monotonic clock
 }
 
 func newShare(d *partition.Divider) *share {
 	return &share{
-		divider: d, settling: make([]atomic.Int64, d.Buckets),
+		divider: d, start: time.Now(), settling: make([]atomic.Int64, d.Buckets),
 		stats:      stats{buckets: make([]bucketStats, d.Buckets)},
 		superseded: superseded{flows: map[flow]time.Time{}},
 	}
@@ -130,7 +131,7 @@ func (b *backstop) accept(q *queued) bool {
 		return true // what judges the packet is before this
 	}
 	d := b.divider.Decide(&p)
-	if d.Class == partition.Rest && b.settling[d.Bucket].Load() > b.now.UnixNano() {
+	if d.Class == partition.Rest && b.settles(d.Bucket, b.now) {
 		b.stats.silenced.Add(1)
 		return false
 	}
@@ -140,14 +141,18 @@ func (b *backstop) accept(q *queued) bool {
 func (s *share) settle(buckets *partition.Set, until time.Time) {
 	for b := range buckets.All() {
 		if b < len(s.settling) {
-			s.settling[b].Store(until.UnixNano())
+			s.settling[b].Store(int64(until.Sub(s.start)))
 		}
 	}
 }
 
+func (s *share) settles(bucket int, now time.Time) bool {
+	return s.settling[bucket].Load() > int64(now.Sub(s.start))
+}
+
 func (s *share) settlingAt(now time.Time) (set partition.Set) {
 	for b := range s.settling {
-		if s.settling[b].Load() > now.UnixNano() {
+		if s.settles(b, now) {
 			set.Add(b)
 		}
 	}
