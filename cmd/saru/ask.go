@@ -25,7 +25,7 @@ func client(f *cli.Flags) (*control.Client, error) {
 func statusCommand(f *cli.Flags) *cobra.Command {
 	return cli.StatusCommand("The whole cluster: members, states, shares, epoch, lease",
 		func() (*control.Client, error) { return client(f) },
-		func() cli.Status { return new(director.Status) })
+		func() cli.Answer { return new(director.Status) })
 }
 
 // tellCommand returns a command that tells the daemon to do something, and

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/spf13/cobra"
 
@@ -27,12 +26,7 @@ func bucketsCommand(f *cli.Flags) *cobra.Command {
 			if err := c.Get(ctx, "/buckets", &b); err != nil {
 				return err
 			}
-			if !asJSON {
-				return b.Print(cmd.OutOrStdout())
-			}
-			enc := json.NewEncoder(cmd.OutOrStdout())
-			enc.SetIndent("", "  ")
-			return enc.Encode(b)
+			return cli.Show(cmd.OutOrStdout(), &b, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

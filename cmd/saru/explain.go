@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/spf13/cobra"
 
@@ -45,13 +44,7 @@ the protocol has ports, and none where it has not.`,
 			if err := c.Get(ctx, director.ExplainQuery(args[0], args[1], args[2]), &e); err != nil {
 				return err
 			}
-			if !asJSON {
-				return e.Print(cmd.OutOrStdout())
-			}
-			enc := json.NewEncoder(cmd.OutOrStdout())
-			enc.SetIndent("", "  ")
-			enc.SetEscapeHTML(false)
-			return enc.Encode(e)
+			return cli.Show(cmd.OutOrStdout(), &e, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

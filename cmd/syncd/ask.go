@@ -19,7 +19,7 @@ import (
 func statusCommand(f *cli.Flags) *cobra.Command {
 	return cli.StatusCommand("Peers, losses, repairs, the kernel's table against the mirror",
 		func() (*control.Client, error) { return client(f) },
-		func() cli.Status { return new(syncd.Status) })
+		func() cli.Answer { return new(syncd.Status) })
 }
 
 func checkCommand(f *cli.Flags) *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -44,10 +45,13 @@ func Main(root *cobra.Command) int {
 	defer stop()
 	err := root.ExecuteContext(ctx)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+		fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), oneLine(err))
 	}
 	return config.ExitStatus(err)
 }
+
+// oneLine is what went wrong, of which several errors joined are lines.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // Command returns the command line of p: the daemon, "run" and "version". f is
 // filled in when a command runs.

@@ -18,14 +18,26 @@ import (
 // AnswerWithin is how long a daemon may take for a short answer.
 const AnswerWithin = 5 * time.Second
 
-// A Status is a daemon's answer to GET /status: JSON, and text for people.
-type Status interface {
+// An Answer is a daemon's answer, to GET /status for one: JSON, and text for
+// people.
+type Answer interface {
 	Print(w io.Writer) error
 }
 
+// Show writes an answer as JSON, or for people.
+func Show(w io.Writer, a Answer, asJSON bool) error {
+	if !asJSON {
+		return a.Print(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(a)
+}
+
 // StatusCommand returns the command "status", which asks the daemon that
-// client finds. empty returns a new Status to decode into.
-func StatusCommand(short string, client func() (*control.Client, error), empty func() Status) *cobra.Command {
+// client finds. empty returns a new Answer to decode into.
+func StatusCommand(short string, client func() (*control.Client, error), empty func() Answer) *cobra.Command {
 	var asJSON, watch bool
 	cmd := &cobra.Command{
 		Use: "status", Short: short, Args: NoArgs,
@@ -48,7 +60,7 @@ func StatusCommand(short string, client func() (*control.Client, error), empty f
 
 type question struct {
 	client *control.Client
-	empty  func() Status
+	empty  func() Answer
 	asJSON bool
 }
 
@@ -59,12 +71,7 @@ func (q *question) print(ctx context.Context, w io.Writer) error {
 	if err := q.client.Get(ctx, "/status", st); err != nil {
 		return err
 	}
-	if !q.asJSON {
-		return st.Print(w)
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(st)
+	return Show(w, st, q.asJSON)
 }
 
 // watch prints the status every second until ctx ends, over the last one on a

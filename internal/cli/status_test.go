@@ -73,7 +73,7 @@ func TestWatch(t *testing.T) {
 					stop()
 				}
 			})
-			cmd := StatusCommand("", func() (*control.Client, error) { return control.NewClient(socket), nil }, func() Status { return new(count) })
+			cmd := StatusCommand("", func() (*control.Client, error) { return control.NewClient(socket), nil }, func() Answer { return new(count) })
 			var out bytes.Buffer
 			cmd.SetOut(&out)
 			cmd.SetArgs(form.args)
