@@ -35,8 +35,8 @@
 //
 // Under lan, and only there, two sides of a healed split may both have a
 // bucket open until the first heartbeat has passed between these two, each way
-// and with no others between. Then the side
-// with more members keeps it, or the senior, or the lower name.
+// and with no others between. Then the side with more members keeps it, or the
+// senior, or the lower name.
 //
 // # Slow machines
 //

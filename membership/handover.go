@@ -116,9 +116,8 @@ func (c *Core) releases() (s partition.Set) {
 	return s
 }
 
-// endLinger lets go of rest (S5): some time after the release, when there are
-// no half-open connections, and the bucket's taker serves it and has caught
-// up; at last in any case.
+// endLinger lets go of rest (S5): some time after the release, when the
+// bucket's taker serves it and has caught up; at last in any case.
 func (c *Core) endLinger() {
 	open := c.open
 	if c.applying {
@@ -133,7 +132,7 @@ func (c *Core) endLinger() {
 		switch age := c.now - c.lingerAt[b]; {
 		case age >= c.cfg.LingerMax:
 			c.lingering.Remove(b)
-		case age >= c.cfg.Linger && !c.halfOpen.Has(b):
+		case age >= c.cfg.Linger:
 			due.Add(b)
 		}
 	}

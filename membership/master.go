@@ -139,8 +139,6 @@ func rankOf(s State, flags uint16) rank {
 	return healthy
 }
 
-// Listed by no assignment: last in seniority.
-
 // unlisted is since when somebody is in no assignment: last in seniority.
 var unlisted = Epoch{Term: 1<<32 - 1, Counter: 1<<32 - 1}
 
