@@ -95,9 +95,9 @@ func parseLimit(s string) (int, error) {
 	if s == "" {
 		return 0, nil
 	}
-	n, err := strconv.ParseUint(s, 10, 31)
+	n, err := strconv.ParseUint(s, 10, 32)
 	if err != nil {
-		return 0, config.Bad("--limit %q: must be a number, 0 for all", s)
+		return 0, config.Bad("--limit %q: must be a number up to 4294967295, 0 for all", s)
 	}
 	return int(n), nil
 }

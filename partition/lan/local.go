@@ -51,10 +51,18 @@ func (l *LAN) addLocal() error {
 			err = l.handle.AddrAdd(lo, loAddr(vip))
 		}
 		if err != nil {
-			return fmt.Errorf("lan: add %v to lo: %w; is IPv6 switched off there?", vip, err)
+			return fmt.Errorf("lan: add %v to lo: %w%s", vip, err, hintFor(vip))
 		}
 	}
 	return nil
+}
+
+// hintFor is the likely cure of a virtual address that lo does not take.
+func hintFor(vip netip.Prefix) string {
+	if vip.Addr().Is4() {
+		return ""
+	}
+	return "; is IPv6 switched off there?"
 }
 
 // adopt finds out whose a local route is that was there before.

@@ -194,7 +194,6 @@ func (l *Link) reopen(ctx context.Context) bool {
 func (l *Link) hear(ctx context.Context, s *sockets) error {
 	var gone atomic.Pointer[error]
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	defer cancel()
