@@ -107,5 +107,9 @@
 //	queued.go   the table where queues judge instead of maps (package queue)
 //	forwarder.go  a table before this one that hands others' frames on, where
 //	            there is no shared MAC (package forward)
+//	config.go   what a Filter needs to know, and what it refuses
+//	probe.go    whether this kernel has what the rules need
+//	obstacles.go  other people's rules that would drop what is admitted
+//	expr.go     the expressions that rules are made of
 //	filter.go   Open, Reset, Arm, Confirm, Verify, Close; stats.go what was counted
 package nft

@@ -117,7 +117,10 @@ func (f *Filter) resetLocked() error {
 	}
 	sent := f.wconn.Flush()
 	d, err := f.readBuckets()
-	if err == nil && !d.Rest.Empty() || sent != nil && !errors.Is(sent, unix.ENOBUFS) {
+	switch open := err == nil && !d.Rest.Empty(); {
+	case open && sent == nil:
+		err = fmt.Errorf("%w: %d buckets are open in a closed table", errStrange, d.Rest.Len())
+	case open, sent != nil && !errors.Is(sent, unix.ENOBUFS):
 		return fmt.Errorf("nft: replace table %s: %w", f.cfg.Name, sent)
 	}
 	if err == nil {

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -143,25 +141,11 @@ func invalidIn(c *nftables.Conn, t *nftables.Table, l *expr.Lookup) (found bool,
 	}
 	for _, e := range elements {
 		if len(e.Key) == 4 && binaryutil.NativeEndian.Uint32(e.Key) == ctInvalid {
-			return true, verdictIn(e.Val)
+			if kind, err = verdictIn(e.Val); err != nil {
+				kind = expr.VerdictContinue // an element of a set has none
+			}
+			return true, kind
 		}
 	}
 	return false, 0
-}
-
-// verdictIn reads a verdict as GetSetElements leaves it: the attributes of
-// enum nft_verdict_attributes in linux/netfilter/nf_tables.h.
-func verdictIn(data []byte) (kind expr.VerdictKind) {
-	kind = expr.VerdictContinue
-	ad, err := netlink.NewAttributeDecoder(data)
-	if err != nil {
-		return kind
-	}
-	ad.ByteOrder = binary.BigEndian
-	for ad.Next() {
-		if ad.Type() == unix.NFTA_VERDICT_CODE {
-			kind = expr.VerdictKind(int32(ad.Uint32()))
-		}
-	}
-	return kind
 }

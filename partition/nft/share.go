@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,21 +78,26 @@ func elements(buckets partition.Set, d Desired) []nftables.SetElement {
 // errStrange: what is there is not ours.
 var errStrange = errors.New("somebody else's element")
 
-// holdingOf reads a verdict as GetSetElements leaves it: the attributes of
+// verdictIn reads a verdict as GetSetElements leaves it: the attributes of
 // enum nft_verdict_attributes in linux/netfilter/nf_tables.h.
-func holdingOf(data []byte) (holding, error) {
+func verdictIn(data []byte) (expr.VerdictKind, error) {
 	ad, err := netlink.NewAttributeDecoder(data)
 	if err != nil {
 		return 0, err
 	}
 	ad.ByteOrder = binary.BigEndian
-	var got expr.VerdictKind
 	for ad.Next() {
 		if ad.Type() == unix.NFTA_VERDICT_CODE {
-			got = expr.VerdictKind(int32(ad.Uint32()))
+			return expr.VerdictKind(int32(ad.Uint32())), nil
 		}
 	}
-	if err := ad.Err(); err != nil {
+	return 0, cmp.Or(ad.Err(), fmt.Errorf("%w: no verdict", errStrange))
+}
+
+// holdingOf is the reverse of verdict.
+func holdingOf(data []byte) (holding, error) {
+	got, err := verdictIn(data)
+	if err != nil {
 		return 0, err
 	}
 	for _, h := range []holding{foreign, inMotion, owned} {

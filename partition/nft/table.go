@@ -186,12 +186,12 @@ func (t *table) serve(f *family) {
 	t.families = append(t.families, s)
 }
 
-// addresses returns the set of all virtual addresses of a family.
-func (t *table) addresses(name string, f *family, vips []netip.Prefix, networks bool) *nftables.Set {
+// addresses returns the set of some addresses or networks of a family.
+func (t *table) addresses(name string, f *family, which []netip.Prefix, networks bool) *nftables.Set {
 	set := t.set(name, f.address)
 	set.Constant, set.Interval = true, networks
 	var elements []nftables.SetElement
-	for _, v := range vips {
+	for _, v := range which {
 		elements = append(elements, nftables.SetElement{Key: v.Addr().AsSlice()})
 		if end := lastOf(v).Next(); networks && end.IsValid() {
 			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
