@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"flag"
 	"os"
 	"slices"
@@ -16,7 +17,7 @@ import (
 var (
 	simSeed    = flag.Int64("sim.seed", -1, "run only the world of this seed")
 	simSeeds   = flag.Int("sim.seeds", 0, "worlds per profile")
-	simNodes   = flag.Int("sim.nodes", 0, "directors in each world, at most 13; 0: 2 to 5, by the seed")
+	simNodes   = flag.Int("sim.nodes", 0, "directors in each world, at most 14; 0: 2 to 5, by the seed, or what the profile says")
 	simProfile = flag.String("sim.profile", "", "run only this profile")
 )
 
@@ -43,6 +44,7 @@ var profiles = map[string]faults{
 	"majority": {majority: true, witnesses: 2, drop: 0.05, dup: 0.05, slow: 0.02, skew: time.Millisecond, stalls: true, kills: true, cuts: true, drain: true, slowNft: true, flush: true},
 	"mmaster":  {majority: true, witnesses: 1, slow: 0.1, stalls: true, kills: true, cuts: true, adversary: true, skew: time.Millisecond},
 	"amnesia":  {majority: true, amnesia: true, witnesses: 1, kills: true, adversary: true, skew: time.Millisecond},
+	"sixteen":  {nodes: 16, buckets: 64, drop: 0.02, slow: 0.02, skew: time.Millisecond, stalls: true, kills: true, drain: true, moves: true},
 	"voters":   {majority: true, witnesses: 1, newVoters: true, kills: true, cuts: true, drop: 0.02, skew: time.Millisecond, drain: true},
 }
 
@@ -68,9 +70,7 @@ func simulate(seed uint64, f faults, mut mutant) *world {
 	if f.amnesia {
 		nodes = 2 // and a witness: any two are a majority
 	}
-	if *simNodes > 0 {
-		nodes = *simNodes
-	}
+	nodes = cmp.Or(*simNodes, f.nodes, nodes)
 	w := newWorld(seed, nodes, f, mut)
 	w.after(1500*time.Millisecond, func() { w.trouble(troubleEnds) })
 	w.after(0, w.watch)
@@ -121,7 +121,11 @@ func TestSimulation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			exempt, worst, gap := 0, time.Duration(0), time.Duration(0)
-			first, n := worlds(t, 3)
+			short := 3
+			if f.nodes > 0 {
+				short = 1 // as much work as all of another profile's
+			}
+			first, n := worlds(t, short)
 			for seed := first; seed < first+n; seed++ {
 				w := simulate(seed, f, 0)
 				exempt += w.exempt

@@ -52,6 +52,7 @@ type faults struct {
 	clone                 bool  // another machine uses the first one's name
 	busy                  *load // machines too slow for their work
 	buckets               int   // 0: simBuckets
+	nodes                 int   // 0: 2 to 5, by the seed
 	recorded              bool  // recorded heartbeats are sent again to restarted nodes
 	steady                bool  // nothing fails: no established flow may notice a move
 }

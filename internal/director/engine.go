@@ -1,6 +1,7 @@
 package director
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -72,7 +72,7 @@ type Engine struct {
 	leave    context.Context
 	deadline time.Duration // of leaving, or 0
 
-	addrs  map[membership.NodeID]netip.AddrPort
+	ways   map[membership.NodeID]way
 	seeds  []netip.AddrPort
 	master atomic.Bool // this node is it
 	onLead func()
@@ -118,7 +118,7 @@ func newEngine(log *slog.Logger, s *Settings, leave context.Context, filter Filt
 		cluster: membership.ClusterID(s.Cluster), share: uint16(s.ID), id: membership.ID(s.Node), host: hostID(),
 		log: log, filter: filter, paths: paths, opener: seal.NewOpener(s.Keys, purpose),
 		interval: s.Interval(), start: time.Now(), calls: make(chan func(time.Duration), 64), wakeFD: fd, waiter: w,
-		up: make(chan struct{}), leave: leave, addrs: map[membership.NodeID]netip.AddrPort{},
+		up: make(chan struct{}), leave: leave, ways: map[membership.NodeID]way{},
 		onLead: func() {}, noLink: map[string]bool{}, in: make([]byte, maxDgram), drops: map[error]uint64{},
 	}
 	for _, id := range s.ids {
@@ -332,31 +332,13 @@ func (e *Engine) receive(p *path, b []byte, from netip.AddrPort) {
 		e.foreign(p, from, "", whyClone)
 	} else if from.IsValid() {
 		e.learn(membership.From(m), from)
+	} else if p.frame != nil {
+		e.learnFrames(membership.From(m), e.in[6:12])
 	}
-	if p.frame != nil {
+	if p.frame != nil && bytes.Equal(e.in[:6], p.frame[:6]) {
 		e.core.Frame(e.now(), m)
 	}
 	e.core.Receive(e.now(), m)
-}
-
-// maxAddrs bounds the nodes that heartbeats are sent to.
-const maxAddrs = 64
-
-// learn notes where a node is, as an authentic message of it shows. Where there
-// are too many, those that are not heard make room: hosts that are replaced take
-// new names.
-func (e *Engine) learn(id membership.NodeID, at netip.AddrPort) {
-	_, known := e.addrs[id]
-	if !known && len(e.addrs) >= maxAddrs {
-		heard := map[membership.NodeID]bool{}
-		for _, m := range e.core.Snapshot(e.now()).Members {
-			heard[m.Node] = m.Heard
-		}
-		maps.DeleteFunc(e.addrs, func(id membership.NodeID, _ netip.AddrPort) bool { return !heard[id] })
-	}
-	if known || len(e.addrs) < maxAddrs {
-		e.addrs[id] = at
-	}
 }
 
 // perform does what the core asks for, in order.
@@ -411,41 +393,6 @@ func (e *Engine) apply(a membership.Action) {
 		return
 	}
 	e.applier.apply(applyRequest{a.Open, a.Rest, a.Gained})
-}
-
-func (e *Engine) send(to membership.NodeID, m membership.Message) {
-	plain := m.Append(e.out[:0])
-	e.out = plain
-	at := e.to[:0]
-	if to != 0 {
-		if a, ok := e.addrs[to]; ok {
-			at = append(at, a)
-		}
-	} else {
-		at = append(at, e.seeds...)
-		for _, a := range e.addrs {
-			at = append(at, a)
-		}
-		at = dedupe(at)
-	}
-	e.to = at
-	for _, p := range e.paths {
-		p.send(plain, at)
-	}
-}
-
-func dedupe(all []netip.AddrPort) []netip.AddrPort {
-	out := all[:0]
-next:
-	for _, a := range all {
-		for _, o := range out {
-			if o == a {
-				continue next
-			}
-		}
-		out = append(out, a)
-	}
-	return out
 }
 
 // follow tells people, and the rest of the daemon, what has changed.

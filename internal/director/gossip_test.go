@@ -80,12 +80,12 @@ func TestManyNames(t *testing.T) {
 	}
 
 	e := newPair(t).engines[0]
-	for i := range 3 * maxAddrs {
+	for i := range 3 * maxWays {
 		e.learn(membership.NodeID(1000+i), netip.MustParseAddrPort("10.9.0.9:7947"))
 	}
 	at := netip.MustParseAddrPort("10.9.9.2:7947")
 	e.learn(membership.ID("d2"), at)
-	if e.addrs[membership.ID("d2")] != at || len(e.addrs) > maxAddrs {
-		t.Errorf("d2 is at %v, of %d", e.addrs[membership.ID("d2")], len(e.addrs))
+	if e.ways[membership.ID("d2")].addr != at || len(e.ways) > maxWays {
+		t.Errorf("d2 is at %v, of %d", e.ways[membership.ID("d2")].addr, len(e.ways))
 	}
 }

@@ -34,6 +34,7 @@ type path struct {
 	to     unix.SockaddrInet4 // of the datagram that is sent; here it needs no allocation
 	group  bool               // to is the cluster's multicast group, and all that is sent goes there
 	buf    []byte
+	one    unix.SockaddrLinklayer // of a frame to one MAC, as link is
 
 	sent, unsent, received, refused uint64
 }
@@ -118,7 +119,17 @@ func openFramesOf(etherType uint16, ifi *net.Interface, mac net.HardwareAddr, se
 	frame = binary.BigEndian.AppendUint16(frame, etherType)
 	p := &path{name: "frame", fd: fd, sealer: sealer, frame: frame}
 	p.link = unix.SockaddrLinklayer{Protocol: packet.NetworkOrder(etherType), Ifindex: ifi.Index, Halen: 6, Addr: address}
+	p.one = p.link
 	return p, nil
+}
+
+// sendFrame seals plain and sends it in a frame to one MAC.
+func (p *path) sendFrame(plain []byte, mac [6]byte) {
+	buf, _ := p.sealer.Seal(append(p.buf[:0], p.frame...), plain)
+	p.buf = buf
+	copy(buf, mac[:])
+	copy(p.one.Addr[:], mac[:])
+	p.count(unix.Sendto(p.fd, buf, 0, &p.one))
 }
 
 // send seals plain and sends it to all of to, to the group, or to the shared MAC. A path

@@ -153,8 +153,10 @@ func (d *daemon) status(ctx context.Context) (*Status, error) {
 	unfit := ""
 	err := d.engine.ask(ctx, func(now time.Duration) {
 		snap = d.engine.core.Snapshot(now)
-		for id, a := range d.engine.addrs {
-			addrs[id] = a.Addr().String()
+		for id, w := range d.engine.ways {
+			if w.addr.IsValid() {
+				addrs[id] = w.addr.Addr().String()
+			}
 		}
 		d.engineStatus(st, &snap)
 		unfit = d.engine.unfit
