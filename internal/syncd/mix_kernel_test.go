@@ -65,6 +65,7 @@ func newMixLAN(t *testing.T, seed uint64) *mixLAN {
 	l.listen("tcp6", testVIP6, "80")
 	l.listen("udp4", testVIP, "53", "500", "5060")
 	l.echo("ip4:esp", testVIP)
+	l.echo("ip4:51", testVIP) // AH
 	l.listenSCTP()
 	l.listen("tcp4", natHost, "21", "2020")
 	return l

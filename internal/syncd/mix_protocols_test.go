@@ -13,11 +13,12 @@ import (
 
 // Protocols of the mix that package net does not know.
 
-// ipsec opens what IPVS makes an entry of UDP port 500 for, and packets of ESP,
-// which have none of their own and follow it.
+// ipsec opens what IPVS makes an entry of UDP port 500 for, and packets of ESP
+// and AH, which have none of their own and follow it.
 func (l *mixLAN) ipsec() {
 	l.flow("IKE", net.Dialer{LocalAddr: &net.UDPAddr{Port: 500}}, "udp4", testVIP+":500", nil)
 	l.flow("ESP", net.Dialer{}, "ip4:esp", testVIP, nil)
+	l.flow("AH", net.Dialer{}, "ip4:51", testVIP, nil)
 }
 
 // sctpSocket is bound to one address, so that the other side is told of no
