@@ -21,20 +21,25 @@ type way struct {
 
 // learn notes where a node takes datagrams.
 func (e *Engine) learn(id membership.NodeID, at netip.AddrPort) {
-	e.note(id, func(w *way) { w.addr = at })
+	if w, room := e.way(id); room {
+		w.addr = at
+		e.ways[id] = w
+	}
 }
 
 // learnFrames notes the MAC that a node's frames come from.
 func (e *Engine) learnFrames(id membership.NodeID, mac []byte) {
-	e.note(id, func(w *way) {
+	if w, room := e.way(id); room {
 		w.frames = e.now()
 		copy(w.mac[:], mac)
-	})
+		e.ways[id] = w
+	}
 }
 
-// note changes what is known of a node. Where there are too many, those that are
-// not heard make room: hosts that are replaced take new names.
-func (e *Engine) note(id membership.NodeID, f func(*way)) {
+// way returns what is known of a node, and whether there is room for it. Where
+// there are too many, those that are not heard make room: hosts that are replaced
+// take new names.
+func (e *Engine) way(id membership.NodeID) (w way, room bool) {
 	w, known := e.ways[id]
 	if !known && len(e.ways) >= maxWays {
 		heard := map[membership.NodeID]bool{}
@@ -43,10 +48,7 @@ func (e *Engine) note(id membership.NodeID, f func(*way)) {
 		}
 		maps.DeleteFunc(e.ways, func(id membership.NodeID, _ way) bool { return !heard[id] })
 	}
-	if known || len(e.ways) < maxWays {
-		f(&w)
-		e.ways[id] = w
-	}
+	return w, known || len(e.ways) < maxWays
 }
 
 func (e *Engine) send(to membership.NodeID, m membership.Message) {
