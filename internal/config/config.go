@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -52,8 +54,7 @@ func Load(path string, v any) error {
 		return Bad("configuration: %v; name the file with --config", err)
 	}
 	defer f.Close()
-	err = toml.NewDecoder(f).DisallowUnknownFields().Decode(v)
-	return explain(path, err)
+	return explain(path, toml.NewDecoder(f).DisallowUnknownFields().Decode(v))
 }
 
 // Parse is Load for a configuration in memory; name stands for the file.
@@ -78,12 +79,42 @@ func explain(path string, err error) error {
 		if k := dec.Key(); len(k) > 0 {
 			key = fmt.Sprintf("key %q: ", strings.Join(k, "."))
 		}
-		return Bad("%s:%d:%d: %s%s", path, row, col, key, strings.TrimPrefix(dec.Error(), "toml: "))
+		return Bad("%s:%d:%d: %s%s", path, row, col, key, plain(strings.TrimPrefix(dec.Error(), "toml: ")))
 	}
-	return Bad("%s: %v", path, err)
+	return Bad("%s: %s", path, strings.TrimPrefix(err.Error(), "toml: "))
 }
 
-// A Duration is a time.Duration written as in "300ms".
+// misplaced are the decoder's words for a value of the wrong type, which name
+// types of Go.
+var misplaced = regexp.MustCompile(`^cannot (?:decode TOML (.+?) into .* type|store an? (.+) in an?) (.+)$`)
+
+// plain is a decoder's message in the words of the file.
+func plain(msg string) string {
+	m := misplaced.FindStringSubmatch(msg)
+	if m == nil {
+		return msg
+	}
+	return fmt.Sprintf("a value of the type %s is there; write %s", m[1]+m[2], wanted(m[3]))
+}
+
+func wanted(goType string) string {
+	switch {
+	case goType == "string":
+		return "a string, in quotes"
+	case goType == "bool":
+		return "true or false"
+	case goType == "config.Duration":
+		return "a duration, such as \"300ms\""
+	case strings.HasPrefix(goType, "int"), strings.HasPrefix(goType, "uint"):
+		return "a whole number"
+	case strings.HasPrefix(goType, "[]"), goType == "slice":
+		return "a list, in brackets"
+	}
+	return "a section of its own, as in the reference configuration"
+}
+
+// A Duration is a time.Duration written as in "300ms". A mere number is so many
+// nanoseconds, and so out of any key's range.
 type Duration time.Duration
 
 // UnmarshalText parses what time.ParseDuration does.
@@ -97,10 +128,33 @@ func (d *Duration) UnmarshalText(b []byte) error {
 }
 
 // MarshalText is the inverse of UnmarshalText.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+func (d Duration) String() string { return d.Std().String() }
 
 // Std returns d as the standard library's type.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
+
+// Name checks a name that other nodes print, of at most so many characters.
+func Name(key, name string, most int) error {
+	strange := strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c > '~' })
+	if name == "" || len(name) > most || strange {
+		return Bad("%s = %q: use 1 to %d printable ASCII characters without spaces", key, name, most)
+	}
+	return nil
+}
+
+// maxPath is less than the 108 bytes of a socket's address (unix(7)), so that a
+// number may follow.
+const maxPath = 100
+
+// SocketPath checks where a socket is.
+func SocketPath(key, path string) error {
+	if !filepath.IsAbs(path) || len(path) > maxPath {
+		return Bad("%s = %q: use an absolute path of at most %d characters", key, path, maxPath)
+	}
+	return nil
+}
 
 // Interface returns the network interface that key names, or the names that
 // it could have been.

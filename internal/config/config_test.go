@@ -14,7 +14,10 @@ type sample struct {
 		Lease Duration `toml:"lease"`
 	} `toml:"timing"`
 	Share struct {
-		Buckets int `toml:"buckets"`
+		Buckets   int      `toml:"buckets"`
+		MAC       string   `toml:"mac"`
+		Addresses []string `toml:"addresses"`
+		Debug     bool     `toml:"debug"`
 	} `toml:"share"`
 }
 
@@ -26,7 +29,14 @@ func TestLoad(t *testing.T) {
 		{"good", "[timing]\nlease = \"150ms\"\n", nil},
 		{"unknown key", "[timing]\nlease = \"1s\"\nleese = \"1s\"\n", []string{":3:", `"timing.leese"`, "unknown key"}},
 		{"unknown table", "[tming]\nlease = \"1s\"\n", []string{":1:", `"tming"`}},
-		{"wrong type", "[share]\nbuckets = \"many\"\n", []string{":2:", "buckets"}},
+		{"wrong type", "[share]\nbuckets = \"many\"\n", []string{":2:", `"share.buckets"`, "type string is there; write a whole number"}},
+		{"no list", "[share]\naddresses = \"10.9.0.100\"\n", []string{":2:", "string", "write a list, in brackets"}},
+		{"no string", "[share]\nmac = 5\n", []string{"integer", "write a string, in quotes"}},
+		{"no switch", "[share]\ndebug = \"yes\"\n", []string{"string", "write true or false"}},
+		{"a switch for a duration", "[timing]\nlease = [300]\n", []string{":2:", `"timing.lease"`, "array", `write a duration, such as "300ms"`}},
+		{"no section", "timing = 300\n", []string{":1:", `"timing"`, "integer", "write a section"}},
+		{"a section for a number", "[share.buckets]\nx = 1\n", []string{`"share.buckets`, "table", "write a whole number"}},
+		{"a number that is too large", "[share]\nbuckets = 99999999999999999999\n", []string{":2:", "too large"}},
 		{"not a duration", "[timing]\nlease = \"300\"\n", []string{`"300" is not a duration`}},
 		{"no toml", "lease: 300ms\n", []string{":1:"}},
 	} {
@@ -59,6 +69,33 @@ func TestLoad(t *testing.T) {
 				t.Errorf("exit status %d, want 2", ExitStatus(err))
 			}
 		})
+	}
+}
+
+// Nothing of how a file is read in Go is in a message.
+func TestNoFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{dir, filepath.Join(dir, "none.toml")} {
+		err := Load(path, new(sample))
+		if err == nil || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), " toml: ") || ExitStatus(err) != BadInputStatus {
+			t.Errorf("Load(%s): %v", path, err)
+		}
+	}
+}
+
+func TestName(t *testing.T) {
+	for name, good := range map[string]bool{"d1": true, "director-1.example.org": true, "": false, "a b": false, "a\nb": false, "é": false, "12345678": true, "123456789012345678901234567890123": false} {
+		if err := Name("cluster.node", name, 32); err == nil != good {
+			t.Errorf("Name(%q): %v", name, err)
+		}
+	}
+}
+
+func TestSocketPath(t *testing.T) {
+	for path, good := range map[string]bool{"/run/saru/saru.sock": true, "": false, "saru.sock": false, "/" + strings.Repeat("x", 120): false} {
+		if err := SocketPath("control.socket", path); err == nil != good {
+			t.Errorf("SocketPath(%q): %v", path, err)
+		}
 	}
 }
 

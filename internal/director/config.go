@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -183,16 +182,16 @@ func (f *File) first() (*Settings, error) {
 }
 
 func (f *File) cluster(s *Settings) (err error) {
-	if n := len(s.Cluster); n < 1 || n > membership.MaxName {
-		return config.Bad("cluster.name = %q: use 1 to %d characters", s.Cluster, membership.MaxName)
+	if err = config.Name("cluster.name", s.Cluster, membership.MaxName); err != nil {
+		return err
 	}
 	if s.Node = f.Cluster.Node; s.Node == "" {
 		if s.Node, err = os.Hostname(); err != nil {
 			return fmt.Errorf("host name: %w", err)
 		}
 	}
-	if n := len(s.Node); n < 1 || n > membership.MaxName {
-		return config.Bad("cluster.node = %q: use 1 to %d characters", s.Node, membership.MaxName)
+	if err = config.Name("cluster.node", s.Node, membership.MaxName); err != nil {
+		return err
 	}
 	if s.Weight < 1 || s.Weight > partition.MaxWeight {
 		return config.Bad("cluster.weight = %d: use 1 to %d", s.Weight, partition.MaxWeight)
@@ -262,10 +261,10 @@ func (f *File) quorum(s *Settings) error {
 		return config.Bad("cluster.voters names %d nodes; at most %d vote", n, membership.MaxNodes)
 	}
 	for i, v := range f.Cluster.Voters {
-		switch {
-		case v == "" || len(v) > membership.MaxName:
-			return config.Bad("cluster.voters = %q: use names of 1 to %d characters", v, membership.MaxName)
-		case slices.Contains(f.Cluster.Voters[:i], v):
+		if err := config.Name("cluster.voters", v, membership.MaxName); err != nil {
+			return err
+		}
+		if slices.Contains(f.Cluster.Voters[:i], v) {
 			return config.Bad("cluster.voters names %q twice; remove one", v)
 		}
 		s.Voters = append(s.Voters, membership.ID(v))
@@ -385,8 +384,8 @@ func (s *Settings) Plan() partition.Plan {
 
 func (f *File) control(s *Settings) error {
 	for _, at := range []struct{ key, path string }{{"control.socket", s.Socket}, {"control.syncd", s.Syncd}} {
-		if !filepath.IsAbs(at.path) || len(at.path) > 100 {
-			return config.Bad("%s = %q: use an absolute path of at most 100 characters", at.key, at.path)
+		if err := config.SocketPath(at.key, at.path); err != nil {
+			return err
 		}
 	}
 	if s.Metrics == "" {

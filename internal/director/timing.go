@@ -42,8 +42,8 @@ func (f *File) timing(s *Settings) error {
 	if s.kernelLease(kernelHZ()) < minLease/2 {
 		return config.Bad("timing.lease = %q: this kernel's timers, of %d Hz, are too coarse for it; use a longer one", s.Lease, kernelHZ())
 	}
-	if s.Delay < 0 || s.Delay > time.Hour {
-		return config.Bad("timing.delay = %q: use 0s to 1h", s.Delay)
+	if s.Delay != 0 && s.Delay < time.Millisecond || s.Delay > time.Hour {
+		return config.Bad("timing.delay = %q: use \"0s\", or \"1ms\" to \"1h\"", s.Delay)
 	}
 	return nil
 }

@@ -5,7 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
+	"slices"
 	"time"
 
 	"saru/internal/config"
@@ -120,10 +120,7 @@ func (f *File) checkNode(s *Settings) error {
 		}
 		s.Node = name
 	}
-	if len(s.Node) > peer.MaxName || strings.ContainsFunc(s.Node, func(c rune) bool { return c <= ' ' || c > '~' }) {
-		return config.Bad("sync.node = %q: must be 1 to %d printable ASCII characters without spaces", s.Node, peer.MaxName)
-	}
-	return nil
+	return config.Name("sync.node", s.Node, peer.MaxName)
 }
 
 func (f *File) checkPeers(s *Settings) error {
@@ -139,6 +136,9 @@ func (f *File) checkPeers(s *Settings) error {
 		}
 		if len(s.UDP.Peers) > 0 && ap.Addr().Is4() != s.UDP.Peers[0].Addr().Is4() {
 			return config.Bad("sync.peers: %v and %v: must all be of one address family", s.UDP.Peers[0].Addr(), ap.Addr())
+		}
+		if slices.Contains(s.UDP.Peers, ap) {
+			return config.Bad("sync.peers names %q twice; remove one", p)
 		}
 		s.UDP.Peers = append(s.UDP.Peers, ap)
 	}
@@ -188,10 +188,10 @@ func (f *File) checkKernel(s *Settings) error {
 	default:
 		return config.Bad("kernel.source = %q: must be \"auto\", \"module\" or \"daemon\"", f.Kernel.Source)
 	}
-	if d := time.Duration(f.Kernel.Defer); d != 0 && (d < time.Millisecond || d > maxDefer || f.Kernel.Source == SourceDaemon) {
+	if d := f.Kernel.Defer.Std(); d != 0 && (d < time.Millisecond || d > maxDefer || f.Kernel.Source == SourceDaemon) {
 		return config.Bad("kernel.defer = %q: must be 1ms to %v, or \"0s\" for off, and needs kernel.source \"auto\" or \"module\"", d, maxDefer)
 	}
-	s.Defer = time.Duration(f.Kernel.Defer)
+	s.Defer = f.Kernel.Defer.Std()
 	if f.Kernel.Limit < 1 || f.Kernel.Limit > maxLimit {
 		return config.Bad("kernel.limit = %d: must be 1 to %d connections", f.Kernel.Limit, maxLimit)
 	}
@@ -246,8 +246,13 @@ func (f *File) checkControl(s *Settings) error {
 	if f.Control.Debug {
 		s.Level = slog.LevelDebug
 	}
-	if f.Control.Socket == "" {
-		return config.Bad("control.socket = \"\": must be a path, such as %q", DefaultFile().Control.Socket)
+	if err := config.SocketPath("control.socket", f.Control.Socket); err != nil {
+		return err
+	}
+	if f.Control.Saru != "" {
+		if err := config.SocketPath("control.saru", f.Control.Saru); err != nil {
+			return err
+		}
 	}
 	if f.Control.Metrics == "" {
 		return nil
