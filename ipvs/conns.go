@@ -216,6 +216,13 @@ func StateName(proto uint8, template bool, state uint16) string {
 	return "ERR!"
 }
 
+// StateNames are all names of states that StateName returns.
+func StateNames() []string {
+	all := slices.Concat(tcpStates, udpStates, sctpStates, templateStates)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 func stateNumber(proto uint8, template bool, name string) (uint16, error) {
 	names := stateNames(proto, template)
 	if i := slices.Index(names, name); i >= 0 {

@@ -43,7 +43,15 @@ func TestBadInputIsOneLineAndStatus2(t *testing.T) {
 		{[]string{"--config", dir + "/none.toml"}, "none.toml"},
 		{[]string{"run", "--config", unknown}, `unknown key "sync.ifname"`},
 		{[]string{"--log_facility", "local9", "--config", unknown}, "local9"},
-		{[]string{"conns", "--proto", "ipx"}, "ipx"},
+		{[]string{"conns", "--proto", "ipx"}, `--proto "ipx" is no protocol; use tcp`},
+		{[]string{"conns", "--client", "web"}, `--client "web" is no address; use 10.0.0.1`},
+		{[]string{"conns", "--state", "OPEN"}, `--state "OPEN" is no state; use one of ASSURED, CLOSE`},
+		{[]string{"conns", "--owner", "me"}, `--owner "me": use owned`},
+		{[]string{"conns", "--limit", "-1"}, `"-1" for "--limit" flag: use a whole number from 0 on; see 'syncd conns --help'`},
+		{[]string{"conns", "--limit", "4294967296"}, "use a smaller number"},
+		{[]string{"conns", "--json=maybe"}, `"maybe" for "--json" flag: use true or false`},
+		{[]string{"trace", "--path", "wire"}, `--path "wire": use some of`},
+		{[]string{"run", "--keep", "this"}, `"this" is not a command or argument`},
 	} {
 		_, err := runCommand(t, c.args...)
 		if err == nil || config.ExitStatus(err) != config.BadInputStatus || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), c.want) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -62,7 +63,7 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd.Context(), f) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return config.Bad("%v; see '%s --help'", err, cmd.CommandPath())
+		return config.Bad("%s; see '%s --help'", flagError(err), cmd.CommandPath())
 	})
 	root.PersistentFlags().StringVar(&f.Config, "config", p.ConfigPath, "configuration file")
 	run := &cobra.Command{Use: "run", Short: "Be the daemon (the default)", Args: NoArgs, RunE: root.RunE}
@@ -73,6 +74,22 @@ func (p *Program) Command(f *Flags) *cobra.Command {
 	}
 	root.AddCommand(run, p.version())
 	return root
+}
+
+// flagError is what is wrong with a flag, without the words of package strconv.
+func flagError(err error) string {
+	var num *strconv.NumError
+	if !errors.As(err, &num) {
+		return err.Error()
+	}
+	cure := "use a whole number from 0 on"
+	switch {
+	case num.Func == "ParseBool":
+		cure = "use true or false"
+	case errors.Is(num, strconv.ErrRange):
+		cure = "use a smaller number"
+	}
+	return strings.TrimSuffix(err.Error(), num.Error()) + cure
 }
 
 func (p *Program) run(ctx context.Context, f *Flags) error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -107,11 +108,14 @@ type Picker struct {
 // ParseFilter checks a query of GET /conns.
 func ParseFilter(v url.Values) (*Picker, error) {
 	p := &Picker{state: v.Get("state")}
-	var errs [5]error
+	var errs [6]error
 	p.proto, errs[0] = parseProtocol(v.Get("proto"))
 	p.client, errs[1] = parseEnd("client", v.Get("client"))
 	p.virtual, errs[2] = parseEnd("virtual", v.Get("virtual"))
 	p.dest, errs[3] = parseEnd("dest", v.Get("dest"))
+	if names := ipvs.StateNames(); p.state != "" && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, p.state) }) {
+		errs[5] = config.Bad("--state %q is no state; use one of %s", p.state, strings.Join(names, ", "))
+	}
 	switch owner := v.Get("owner"); owner {
 	case "":
 	case "owned":
