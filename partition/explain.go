@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // An Explanation says which bucket a flow falls into, and why. It is the same
@@ -19,11 +20,24 @@ type Explanation struct {
 	Capture string `json:"capture"` // pcap-filter(7)
 }
 
+// addresses are the virtual addresses and networks as people write them.
+func (d *Divider) addresses() string {
+	var all []string
+	for _, v := range d.VIPs {
+		if v.IsSingleIP() {
+			all = append(all, v.Addr().String())
+		} else {
+			all = append(all, v.String())
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
 // Explain says how the first packet of a flow is judged. The error says that
 // it is none for this plan.
 func (d *Divider) Explain(f Flow) (Explanation, error) {
 	if !d.IsVIP(f.VIP.Addr()) {
-		return Explanation{}, fmt.Errorf("%v is no virtual address of this share, which has %v", f.VIP.Addr(), d.VIPs)
+		return Explanation{}, fmt.Errorf("%v is no virtual address of this share, which has %s", f.VIP.Addr(), d.addresses())
 	}
 	p := Packet{
 		Src: f.Client.Addr(), Dst: f.VIP.Addr(), Proto: f.Proto,

@@ -85,7 +85,7 @@ func probeFilter(backend string) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return config.Bad("%v: saru must run as root, or with CAP_NET_ADMIN and CAP_NET_RAW", err)
+		return config.Bad("%v; run saru as root, or with CAP_NET_ADMIN and CAP_NET_RAW", err)
 	}
 	return config.Bad("this kernel cannot fence a share: %v; use one with %s", err, needs)
 }

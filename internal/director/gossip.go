@@ -2,6 +2,7 @@ package director
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -98,7 +100,8 @@ func openGossip(log *slog.Logger, s *Settings, e *Engine, version string) (*goss
 	}
 	c.Keyring = ring
 	if g.list, err = memberlist.Create(c); err != nil {
-		return nil, config.Bad("cluster.bind = %q: %v; free the port or choose another", s.Bind, err)
+		_, why, _ := strings.Cut(err.Error(), "listen ") // its chain is cut
+		return nil, config.Bad("cluster.bind = %q: %s; free the port or choose another", s.Bind, cmp.Or(why, err.Error()))
 	}
 	return g, nil
 }

@@ -108,7 +108,7 @@ func (ft *feature) probe() error {
 	case errors.Is(err, unix.EEXIST):
 		return nil
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("nft: nf_tables needs root or CAP_NET_ADMIN: %w", err)
+		return fmt.Errorf("nft: %w", unix.EPERM)
 	case err == nil:
 		return fmt.Errorf("nft: the kernel created table %s twice; remove it with: nft delete table inet %s", t.Name, t.Name)
 	}
