@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"saru/internal/task"
 )
 
 // A Config names the LAN and what is shared there.
@@ -216,14 +218,7 @@ func (l *LAN) serve(ctx context.Context, from *os.File, answer func(frame []byte
 // keep puts right what somebody else has changed: a reload of sysctl.conf, or
 // udev's for an interface that came anew.
 func (l *LAN) keep(ctx context.Context) error {
-	tick := time.NewTicker(keepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	for task.Pause(ctx, keepEvery) {
 		changed, err := l.keepSettings()
 		if err != nil {
 			changed = append(changed, err.Error())
@@ -235,6 +230,7 @@ func (l *LAN) keep(ctx context.Context) error {
 			}
 		}
 	}
+	return nil
 }
 
 // lost reports whether a frame could not be sent for a reason that passes.

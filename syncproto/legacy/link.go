@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/ipv4"
 
 	"saru/conntable"
+	"saru/internal/task"
 	"saru/syncproto/kernelsync"
 )
 
@@ -173,14 +174,7 @@ func (l *Link) reopen(ctx context.Context) bool {
 	l.s.close()
 	l.s = nil
 	l.mu.Unlock()
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-tick.C:
-		}
+	for task.Pause(ctx, lookEvery) {
 		if s, err := openSockets(l.cfg.Interface, l.cfg.Group, l.cfg.Ports); err == nil {
 			l.mu.Lock()
 			l.s = s
@@ -188,6 +182,7 @@ func (l *Link) reopen(ctx context.Context) bool {
 			return true
 		}
 	}
+	return false
 }
 
 // hear handles datagrams until ctx ends, or the interface is another.

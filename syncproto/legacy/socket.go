@@ -16,6 +16,7 @@ import (
 
 	"saru/internal/config"
 	"saru/internal/multicast"
+	"saru/internal/task"
 )
 
 const (
@@ -113,14 +114,7 @@ func (s *sockets) interrupt() {
 // watch returns nil when ctx ends, or why the sockets are no use any more:
 // they are bound to an interface of that name that was deleted.
 func (s *sockets) watch(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	for task.Pause(ctx, lookEvery) {
 		now, err := net.InterfaceByName(s.ifi.Name)
 		if err != nil {
 			return fmt.Errorf("interface %s: %w", s.ifi.Name, err)
@@ -129,6 +123,7 @@ func (s *sockets) watch(ctx context.Context) error {
 			return fmt.Errorf("interface %s was made anew", s.ifi.Name)
 		}
 	}
+	return nil
 }
 
 // receive hands on datagrams, one at a time, until reading fails or is

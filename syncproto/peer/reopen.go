@@ -13,6 +13,7 @@ import (
 
 	"saru/internal/config"
 	"saru/internal/multicast"
+	"saru/internal/task"
 )
 
 // lookEvery is how soon a vanished interface is noticed, and its return.
@@ -55,14 +56,7 @@ func watchDevice(ctx context.Context, c *net.UDPConn) error {
 	if err != nil {
 		return fmt.Errorf("watch the interface: %w", err)
 	}
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	for task.Pause(ctx, lookEvery) {
 		var gone bool
 		err := raw.Control(func(fd uintptr) {
 			_, err := unix.GetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
@@ -75,6 +69,7 @@ func watchDevice(ctx context.Context, c *net.UDPConn) error {
 			return errVanished
 		}
 	}
+	return nil
 }
 
 // reopen waits until the interface is back with the address that peers know
@@ -85,19 +80,13 @@ func (u *UDP) reopen(ctx context.Context) bool {
 	u.mu.Lock()
 	u.closeSocketsLocked()
 	u.mu.Unlock()
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-tick.C:
-		}
+	for task.Pause(ctx, lookEvery) {
 		if u.openAgain() == nil {
 			u.cfg.Log.Info("the interface to the peers is back", "interface", u.cfg.Interface.Name)
 			return true
 		}
 	}
+	return false
 }
 
 func (u *UDP) openAgain() error {
