@@ -29,15 +29,17 @@
 // An IPv4 connection takes 48 bytes for its entry and 8 for its two buckets,
 // whether it lives or is a tombstone; an IPv6 client 16 more. Neither holds a
 // pointer. TestMemory measures what is resident all the while a table grows:
-// 58 bytes at most for each of a million. Entries and buckets lie in segments that never move (arena.go), and
-// the hash index grows by a bucket at a time (index.go), so there is no moment
-// at which a grown copy lives beside the old. What few values stand for in many
-// connections (services, real servers, states with their flags and timeouts)
-// is held once by each shard and counted (intern.go). What few connections have
-// at all lies beside (side.go). Memory once taken is kept for the next wave.
+// 58 bytes at most for each of a million. Entries and buckets lie in segments
+// that never move (arena.go), and the hash index grows by a bucket at a time
+// (index.go), so there is no moment at which a grown copy lives beside the old.
+// What few values stand for in many connections (services, real servers, states
+// with their flags and timeouts) is held once by each shard and counted
+// (intern.go). What few connections have at all lies beside (side.go). Memory
+// once taken is kept for the next wave.
 //
 //	Batch   batch.go    many records at a time
-//	shard   table.go    16 of them, by the key's slice; a lock each
+//	shard   table.go    16 of them, by the key's slice; a lock each; who goes
+//	                    when a table is full, and at its time: room.go
 //	 ├ index       index.go    key hash -> chain of entries
 //	 ├ entries     arena.go    id -> entry (entry.go)
 //	 ├ services, dests, modes  id -> value (intern.go)
