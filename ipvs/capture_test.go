@@ -17,14 +17,7 @@ func TestCaptureInject(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", vip+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
+	serving(t)
 	rec := newRecorder()
 	cfg := testConfig(t)
 	cfg.OnRecord = rec.record
@@ -84,14 +77,7 @@ func TestBurst(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", vip+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
+	ln := serving(t)
 	go func() {
 		for {
 			c, err := ln.Accept()

@@ -61,18 +61,7 @@ func TestEmitted(t *testing.T) {
 		t.Run("version "+version, func(t *testing.T) {
 			cfg := testConfig(t)
 			cfg.MaxLen = 1472
-			tap, err := OpenTap(testLog(t), cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := tap.Close(); err != nil {
-					t.Error(err)
-				}
-			}()
-			if err := writeSysctl("sync_version", version); err != nil {
-				t.Fatal(err)
-			}
+			tap := speaking(t, cfg, version)
 			want := map[conntable.Key]conntable.Connection{}
 			for name, c := range emitted() {
 				if version == "0" {

@@ -51,11 +51,7 @@ func TestMeasureCapture(t *testing.T) {
 }
 
 func acceptAll(t *testing.T) {
-	ln, err := net.Listen("tcp", vip+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
+	ln := listening(t)
 	go func() {
 		for {
 			c, err := ln.Accept()

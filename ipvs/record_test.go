@@ -54,18 +54,7 @@ func record(t *testing.T, version string, base int) {
 	cfg := testConfig(t)
 	cfg.MaxLen = 1472
 	cfg.BeatRate = 1 // so that few of the printed records are heartbeats
-	tap, err := OpenTap(testLog(t), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := tap.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := writeSysctl("sync_version", version); err != nil {
-		t.Fatal(err)
-	}
+	tap := speaking(t, cfg, version)
 	call := "INVITE sip:a@b SIP/2.0\r\nCall-ID: 123456789012@10.81.0.1\r\n\r\n"
 	for _, to := range []struct{ network, addr, say string }{
 		{"udp", at(vip, 53), "x"},

@@ -107,11 +107,7 @@ func TestKilled(t *testing.T) {
 	if left := everything(t); !strings.Contains(left, "syncd0") || !strings.Contains(left, "0\t0") {
 		t.Errorf("a killed process left nothing, so this test shows nothing:\n%s", left)
 	}
-	ln, err := net.Listen("tcp", vip+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
+	listening(t)
 	for range 3 { // records that the master thread sends to nobody
 		c, err := net.Dial("tcp", vip+":80")
 		if err != nil {

@@ -128,6 +128,45 @@ func servingTap(t *testing.T) *Tap {
 	return tap
 }
 
+// listening is a real server on the virtual address, until the test ends.
+func listening(t *testing.T) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", vip+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// serving is a virtual service and its real server.
+func serving(t *testing.T) net.Listener {
+	t.Helper()
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	return listening(t)
+}
+
+// speaking returns a Tap that does not run, while the kernel's threads speak a
+// version of the protocol. It is closed when the test ends.
+func speaking(t *testing.T, cfg Config, version string) *Tap {
+	t.Helper()
+	tap, err := OpenTap(testLog(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tap.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := writeSysctl("sync_version", version); err != nil {
+		t.Fatal(err)
+	}
+	return tap
+}
+
 // running runs tap until the test ends, then closes it.
 func running(t *testing.T, tap *Tap) (stop func()) {
 	t.Helper()
