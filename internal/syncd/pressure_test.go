@@ -139,6 +139,21 @@ const (
 	long    = 60 * time.Second
 )
 
+// refreshAll tells of all connections, as they are.
+func (n *node) refreshAll() {
+	for i := range pressed {
+		n.capture(tcp(i, established, long))
+	}
+}
+
+// freshAndClosing tells of a connection that is new and of one that closes.
+func (n *node) freshAndClosing() (fresh, closing conntable.Key) {
+	f, c := tcp(pressed, established, long), tcp(pressed-1, finWait, 120*time.Second)
+	n.capture(f)
+	n.capture(c)
+	return f.Key, c.Key
+}
+
 // checkOrder looks at who came first after refreshes of all connections had
 // waited: what is new, and what closes though it waited as a refresh.
 func checkOrder(t *testing.T, k *orderKernel, told int, fresh, closing conntable.Key) {
@@ -161,28 +176,22 @@ func TestSlowKernel(t *testing.T) {
 		network := peertest.New(31)
 		a, b := start(t, network, 1, newFakeKernel()), startOn(t, network.Node(2), 2, k, testKeys)
 		time.Sleep(3 * time.Second)
-		for i := range pressed {
-			a.capture(tcp(i, established, long))
-		}
+		a.refreshAll()
 		time.Sleep(time.Second)
 		told := k.told()
 		k.gate.shut()
 		for range 3 {
 			time.Sleep(long/2 + time.Second) // else they are not worth telling
-			for i := range pressed {
-				a.capture(tcp(i, established, long))
-			}
+			a.refreshAll()
 		}
-		fresh, closing := tcp(pressed, established, long), tcp(pressed-1, finWait, 120*time.Second)
-		a.capture(fresh)
-		a.capture(closing)
+		fresh, closing := a.freshAndClosing()
 		time.Sleep(time.Second)
 		if n := b.toKernel.size(); n > 2*pressed {
 			t.Errorf("%d wait for the kernel, of %d connections", n, pressed)
 		}
 		k.gate.open()
 		time.Sleep(time.Second)
-		checkOrder(t, k, told, fresh.Key, closing.Key)
+		checkOrder(t, k, told, fresh, closing)
 	})
 }
 
@@ -206,28 +215,22 @@ func TestFullLink(t *testing.T) {
 		a := startOn(t, link, 1, newFakeKernel(), testKeys)
 		startOn(t, network.Node(2), 2, k, testKeys)
 		time.Sleep(3 * time.Second)
-		for i := range pressed {
-			a.capture(tcp(i, established, long))
-		}
+		a.refreshAll()
 		time.Sleep(long/2 + time.Second)
 		told := k.told()
 		link.gate.shut()
 		for range 3 {
-			for i := range pressed {
-				a.capture(tcp(i, established, long))
-			}
+			a.refreshAll()
 			time.Sleep(long/2 + time.Second)
 		}
-		fresh, closing := tcp(pressed, established, long), tcp(pressed-1, finWait, 120*time.Second)
-		a.capture(fresh)
-		a.capture(closing)
+		fresh, closing := a.freshAndClosing()
 		time.Sleep(time.Second)
 		if n := a.toPeers.size(); n > 2*pressed {
 			t.Errorf("%d wait for the link, of %d connections", n, pressed)
 		}
 		link.gate.open()
 		time.Sleep(time.Second)
-		checkOrder(t, k, told, fresh.Key, closing.Key)
+		checkOrder(t, k, told, fresh, closing)
 	})
 }
 

@@ -142,6 +142,24 @@ func newWorld(cfg nft.Config, judges func(*view) judge) (_ *world, err error) {
 		unix.Bind(w.socket, &unix.SockaddrInet4{Port: 4242, Addr: vip.As4()}))
 }
 
+// inWorld runs fn with a filter in a namespace of its own.
+func inWorld(t *testing.T, cfg nft.Config, judges func(*view) judge, fn func(w *world) error) {
+	t.Helper()
+	inNamespace(t, func() error {
+		w, err := newWorld(cfg, judges)
+		if err != nil {
+			return err
+		}
+		return errors.Join(fn(w), w.stop())
+	})
+}
+
+// serve makes all buckets this director's, for a lease from now.
+func (w *world) serve() error {
+	all := partition.FullSet(256)
+	return errors.Join(w.Apply(nft.Desired{Open: all, Rest: all}), w.Arm(1), w.Confirm(1))
+}
+
 // send sends a datagram to the VIP.
 func (w *world) send() error {
 	return unix.Sendto(w.wire, datagram(40001), 0, &unix.SockaddrLinklayer{Ifindex: w.ifindex})
@@ -187,18 +205,8 @@ func (w *world) until(what string, f func(s nft.Stats) bool) error {
 // A process that is stopped while packets wait for its verdict accepts nothing
 // when it goes on after its lease, whatever it says of them.
 func TestLateVerdicts(t *testing.T) {
-	inNamespace(t, func() error {
-		w, err := newWorld(testConfig(600*time.Millisecond), nil)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err := w.stop(); err != nil {
-				t.Error(err)
-			}
-		}()
-		all := partition.FullSet(256)
-		err = errors.Join(w.Apply(nft.Desired{Open: all, Rest: all}), w.Arm(1), w.Confirm(1), w.send(),
+	inWorld(t, testConfig(600*time.Millisecond), nil, func(w *world) error {
+		err := errors.Join(w.serve(), w.send(),
 			w.until("accepted in time", func(s nft.Stats) bool { return s.Accepted == 1 }))
 		if err != nil {
 			return err
@@ -289,21 +297,12 @@ func TestApplyIsFinal(t *testing.T) {
 // What is more than a queue holds is dropped and counted, and nothing of it is
 // accepted.
 func TestOverrun(t *testing.T) {
-	inNamespace(t, func() error {
-		w, err := newWorld(testConfig(time.Minute), nil)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err := w.stop(); err != nil {
-				t.Error(err)
-			}
-		}()
-		all := partition.FullSet(256)
-		if err := errors.Join(w.Apply(nft.Desired{Open: all, Rest: all}), w.Arm(1), w.Confirm(1)); err != nil {
+	inWorld(t, testConfig(time.Minute), nil, func(w *world) error {
+		if err := w.serve(); err != nil {
 			return err
 		}
 		const sent = 2 * waiting * 3
+		var err error
 		w.share.mu.Lock()
 		for range sent {
 			err = errors.Join(err, w.send())
@@ -327,8 +326,7 @@ func TestClosed(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		all := partition.FullSet(256)
-		if err := errors.Join(w.Apply(nft.Desired{Open: all, Rest: all}), w.Arm(1), w.Confirm(1)); err != nil {
+		if err := w.serve(); err != nil {
 			return err
 		}
 		if _, err := newReader(w.queues.First, &view{share: w.share}, &w.share.stats); !errors.Is(err, unix.EPERM) {
