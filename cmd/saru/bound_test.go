@@ -101,10 +101,7 @@ func random(most time.Duration) time.Duration { return time.Duration(rand.Int64N
 
 func TestBound(t *testing.T) {
 	l := newLab(t, 3, "")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("three share", l.shared(3))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	v := l.nodes[1].victim()
@@ -192,10 +189,7 @@ func (l *lab) blocklist(elements int) string {
 // for the engine; on a busy one that is only logged.
 func TestBoundBesideReloads(t *testing.T) {
 	l := newLab(t, 2, "")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("two share", l.shared(2))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	v := l.nodes[0].victim()
@@ -252,10 +246,7 @@ func TestBoundBesideReloads(t *testing.T) {
 // its heartbeats their way as frames: it is not taken for dead.
 func TestFirewallIsNotDeath(t *testing.T) {
 	l := newLab(t, 3, "")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("three share", l.shared(3))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	v := l.nodes[1].victim()
@@ -277,10 +268,7 @@ func TestFirewallIsNotDeath(t *testing.T) {
 // one port. Who hears no such frames any more gives its share to who does.
 func TestPoisonedSwitch(t *testing.T) {
 	l := newLab(t, 3, "")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("three share", l.shared(3))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	there, v := l.nodes[0], l.nodes[1].victim()
@@ -307,6 +295,13 @@ var sharedMAC = net.HardwareAddr{0x02, 0x00, 0x5e, 0x00, 0x01, 0x01}
 
 // sendFrom sends one frame from a MAC to nobody.
 func sendFrom(mac net.HardwareAddr) error {
+	frame := append(net.HardwareAddr{2, 0, 0, 0, 0, 9}, mac...)
+	frame = append(frame, 0x88, 0xb6) // local experimental 2 (IEEE Std 802)
+	return sendFrame(append(frame, make([]byte, 46)...))
+}
+
+// sendFrame sends an Ethernet frame out of eth0.
+func sendFrame(frame []byte) error {
 	ifi, err := net.InterfaceByName("eth0")
 	if err != nil {
 		return err
@@ -316,7 +311,5 @@ func sendFrom(mac net.HardwareAddr) error {
 		return err
 	}
 	defer unix.Close(fd)
-	frame := append(net.HardwareAddr{2, 0, 0, 0, 0, 9}, mac...)
-	frame = append(frame, 0x88, 0xb6) // local experimental 2 (IEEE Std 802)
-	return unix.Sendto(fd, append(frame, make([]byte, 46)...), 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
 }

@@ -101,15 +101,6 @@ func TestExplainNamesTheAcceptor(t *testing.T) {
 	}
 }
 
-// start starts all directors and waits until they share.
-func (l *lab) start() {
-	l.Helper()
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("all share", l.shared(len(l.nodes)))
-}
-
 // Greeters are servers of all directors that say the director's name.
 type greeters struct {
 	listeners []net.Listener

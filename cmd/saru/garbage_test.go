@@ -17,10 +17,7 @@ import (
 // fast as a host can send it, changes nothing and is counted by its reason.
 func TestGarbage(t *testing.T) {
 	l := newLab(t, 3, "")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("three share", l.shared(3))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	recorded := l.nodes[1].capture().record(100)

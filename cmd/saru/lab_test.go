@@ -335,3 +335,12 @@ func (n *node) setLink(up bool) {
 		return netlink.LinkSetDown(port)
 	}))
 }
+
+// start starts all directors and waits until they share.
+func (l *lab) start() {
+	l.Helper()
+	for _, n := range l.nodes {
+		n.start()
+	}
+	l.until("all share", l.shared(len(l.nodes)))
+}

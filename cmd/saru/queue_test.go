@@ -18,10 +18,7 @@ func TestQueues(t *testing.T) {
 	}
 	l := newLab(t, 3, "")
 	l.edit("[share]", "[share]\nbackend = \"nfqueue\"")
-	for _, n := range l.nodes {
-		n.start()
-	}
-	l.until("three share", l.shared(3))
+	l.start()
 	stop := l.traffic()
 	defer stop()
 	d1, d2, d3 := l.nodes[0], l.nodes[1], l.nodes[2]

@@ -8,29 +8,18 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"saru/internal/seal"
 )
 
 // claim sends an ARP announcement that addr is at mac (RFC 5227 section 2.3).
 func claim(addr netip.Addr, mac net.HardwareAddr) error {
-	ifi, err := net.InterfaceByName("eth0")
-	if err != nil {
-		return err
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	frame := append(net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...)
 	frame = append(frame, "\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01"...)
 	frame = append(frame, mac...)
 	frame = append(frame, addr.AsSlice()...)
 	frame = append(frame, make([]byte, 6)...)
 	frame = append(frame, addr.AsSlice()...)
-	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
+	return sendFrame(frame)
 }
 
 // Who claims a virtual address and is no director is named, once; a holder goes
