@@ -132,8 +132,8 @@ func (p *path) sendFrame(plain []byte, mac [6]byte) {
 	p.count(unix.Sendto(p.fd, buf, 0, &p.one))
 }
 
-// send seals plain and sends it to all of to, to the group, or to the shared MAC. A path
-// that cannot send now loses the message, as the network may.
+// send seals plain and sends it to all of to, to the group, or to the shared
+// MAC. A path that cannot send now loses the message, as the network may.
 func (p *path) send(plain []byte, to []netip.AddrPort) {
 	buf, _ := p.sealer.Seal(append(p.buf[:0], p.frame...), plain)
 	p.buf = buf

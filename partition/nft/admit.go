@@ -138,9 +138,9 @@ func (t *table) unleased() phrase {
 	return rule(phrase{load(linkHeader, keyReg, 0, 6), notIn(t.lease, keyReg)}, count(cntLapsed), drop())
 }
 
-// gate returns the one chain of the netdev half for an interface: what carries a pass becomes
-// this host's. A fragment's is taken from it, so that the datagram, which may
-// keep it, has none at input.
+// gate returns the one chain of the netdev half for an interface: what carries a
+// pass becomes this host's. A fragment's is taken from it, so that the datagram,
+// which may keep it, has none at input.
 func gate(name, device string, s secrets) chain {
 	return chain{name: name, hook: nftables.ChainHookIngress, priority: ingressPriority + 1, device: device, rules: []phrase{
 		rule(meta(expr.MetaKeyPRIORITY, s.pass[:]...), asHost(unix.NFT_REG_1)),

@@ -70,8 +70,8 @@ type Decoder struct {
 
 // Decode calls fn with each connection that msg, the payload of one UDP
 // datagram, tells of. The connection is valid during the call only; its Seq may
-// be kept, its PEData as long as msg. Decode returns one of the Err values if it dropped the
-// message or the rest of it; records dropped alone are only counted.
+// be kept, its PEData as long as msg. Decode returns one of the Err values if it
+// dropped the message or the rest of it; records dropped alone are only counted.
 func (d *Decoder) Decode(msg []byte, fn func(*conntable.Connection)) error {
 	d.Counts.Messages++
 	if len(msg) < headerSizeV0 {

@@ -228,7 +228,8 @@
 //
 // # Bulk
 //
-// TCP on the same port, sealed by seal.Stream. The puller's first frame is
+// TCP on the same port, sealed by seal.Stream. Who has not shown a key after some
+// seconds is cut off, and takes no place of a puller's. The puller's first frame is
 //
 //	| version | type 16 | zero (16) | node (32) | name length (8) | name |
 //

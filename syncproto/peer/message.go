@@ -201,8 +201,8 @@ func boolByte(v bool) byte {
 	return 0
 }
 
-// parse reads a heartbeat; answers and paths reuse h's. name is a view of the message, to
-// be copied by who keeps it.
+// parse reads a heartbeat; answers and paths reuse h's. name is a view of the
+// message, to be copied by who keeps it.
 func (h *heartbeat) parse(c *cursor) (name []byte, err error) {
 	*h = heartbeat{
 		answers: h.answers[:0], paths: h.paths[:0],
