@@ -14,6 +14,7 @@
  * yet; should a master run too, it sends the entry at that first packet,
  * which is right.
  */
+#include <linux/math64.h>
 #include <linux/random.h>
 #include <linux/siphash.h>
 #include <linux/ktime.h>
@@ -62,6 +63,20 @@ static int put_pe(struct sk_buff *skb, const struct ip_vs_conn *cp)
 	       nla_put(skb, IPVS_SYNC_CONN_PE_DATA, cp->pe_data_len, cp->pe_data);
 }
 
+/*
+ * Times go as 32 bits of ms, 49 days. The kernel's own functions would wrap what
+ * is longer, and take what is over 24 days for ever; ipvsadm allows 31.
+ */
+static u32 to_ms(unsigned long j)
+{
+	return j > (u64)U32_MAX * HZ / MSEC_PER_SEC ? U32_MAX : jiffies_to_msecs(j);
+}
+
+static unsigned long from_ms(u32 ms)
+{
+	return div_u64((u64)ms * HZ + MSEC_PER_SEC - 1, MSEC_PER_SEC);
+}
+
 /* How long until the entry expires if nothing comes, in ms */
 static u32 remaining(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind)
 {
@@ -75,9 +90,9 @@ static u32 remaining(const struct ip_vs_conn *cp, enum ipvs_sync_kind kind)
 	 */
 	if ((kind && !(cp->flags & IP_VS_CONN_F_TEMPLATE)) ||
 	    !timer_pending(&cp->timer))
-		return jiffies_to_msecs(cp->timeout);
+		return to_ms(cp->timeout);
 	left = READ_ONCE(cp->timer.expires) - jiffies;
-	return left > 0 ? jiffies_to_msecs(left) : 0;
+	return left > 0 ? to_ms(left) : 0;
 }
 
 /*
@@ -107,7 +122,7 @@ int usync_conn_put(struct sk_buff *skb, const struct ip_vs_conn *cp,
 	    nla_put_u32(skb, IPVS_SYNC_CONN_FLAGS, flags) ||
 	    nla_put_u16(skb, IPVS_SYNC_CONN_STATE, cp->state) ||
 	    (cp->fwmark && nla_put_u32(skb, IPVS_SYNC_CONN_FWMARK, cp->fwmark)) ||
-	    nla_put_u32(skb, IPVS_SYNC_CONN_TIMEOUT, jiffies_to_msecs(cp->timeout)) ||
+	    nla_put_u32(skb, IPVS_SYNC_CONN_TIMEOUT, to_ms(cp->timeout)) ||
 	    nla_put_u32(skb, IPVS_SYNC_CONN_REMAINING, remaining(cp, kind)) ||
 	    nla_put_u32(skb, IPVS_SYNC_CONN_PKTS, atomic_read(&cp->in_pkts)) ||
 	    (flags & IP_VS_CONN_F_SEQ_MASK && put_seq(skb, cp)) ||
@@ -434,7 +449,7 @@ static void set_fields(struct ip_vs_conn *cp, const struct usync_conn *c)
 		atomic_set(&cp->in_pkts, c->pkts);
 	cp->state = c->state;
 	cp->old_state = USYNC_INJECTED;
-	cp->timeout = max(msecs_to_jiffies(c->timeout), 1UL);
+	cp->timeout = from_ms(c->timeout);
 }
 
 /*
@@ -494,7 +509,7 @@ int usync_conn_create(struct usync_conn *c)
 	rcu_read_lock();
 	ip_vs_conn_put(cp);
 	if (USYNC_HAS(c, REMAINING) && c->remaining < c->timeout)
-		mod_timer_pending(&cp->timer, jiffies + msecs_to_jiffies(c->remaining));
+		mod_timer_pending(&cp->timer, jiffies + from_ms(c->remaining));
 	rcu_read_unlock();
 out:
 	release_pe(c);

@@ -244,7 +244,7 @@ static int hook_expire(void)
 	if (err) {
 		pr_err("ftrace did not hook ip_vs_conn_expire: error %d (EBUSY -16: a live patch has it, or kernel.ftrace_enabled is 0)\n",
 		       err);
-		ftrace_set_filter_ip(&expire_hook, (unsigned long)usync_sym.conn_expire, 1, 0);
+		ftrace_free_filter(&expire_hook);
 	}
 	return err;
 }
@@ -255,7 +255,8 @@ static void unhook_expire(void)
 
 	if (err)
 		pr_crit("ftrace did not let go of ip_vs_conn_expire: error %d\n", err);
-	ftrace_set_filter_ip(&expire_hook, (unsigned long)usync_sym.conn_expire, 1, 0);
+	/* To take the address out instead would need memory, and could fail. */
+	ftrace_free_filter(&expire_hook);
 }
 
 int usync_hooks_install(void)

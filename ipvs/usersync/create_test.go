@@ -100,6 +100,19 @@ func TestCreate(t *testing.T) {
 		t.Errorf("ipvsadm -Lnc: %v\n%s", err, out)
 	}
 
+	// Times that are longer than 31 bits of milliseconds: ipvsadm allows 31 days.
+	days := bulk(2)[1]
+	days.Timeout, days.Remaining = 31*24*time.Hour, 30*24*time.Hour
+	if r := one(days); !r.Created() {
+		t.Errorf("31 days: %v", r.Err())
+	}
+	rec, found, err = cl.Get(days.Key)
+	if must(t, err); !found || rec.Timeout != days.Timeout || rec.Remaining > days.Remaining+time.Second || rec.Remaining < days.Remaining-time.Hour {
+		t.Errorf("31 days: %+v, %v", rec, found)
+	}
+	res, err := cl.Delete(nil, []usersync.Change{days})
+	results(t, res, err, func(r usersync.Result) bool { return r.Err() == nil })
+
 	// Guarded updates.
 	web.State, web.Timeout, web.Remaining = tcpFinWait, 120*time.Second, 0
 	web.Flags |= conntable.FlagInactive
