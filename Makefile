@@ -21,7 +21,7 @@ PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 km
             nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump procps
 # And what the kernel module is built with, where it is built; the peers that
 # are measured beside us.
-test test-kernels compare kmod kmod-test kmod-deb: PACKAGES += gcc make binutils sparse
+test test-kernels compare kmod kmod-test kmod-debug kmod-deb: PACKAGES += gcc make binutils sparse
 kmod-deb: PACKAGES += dkms dpkg-dev
 bench-peers: PACKAGES += conntrackd conntrack
 
@@ -95,6 +95,12 @@ kmod: deps ## build the kernel module for Debian's 6.1 and 6.12, warnings are er
 .PHONY: kmod-test
 kmod-test: deps build ## the module's tests in a guest of each kernel
 	$(MAKE) -C kmod test
+
+.PHONY: kmod-debug
+kmod-debug: KERNEL = 6.12
+kmod-debug: deps build ## the module's tests on a kernel with KASAN, lockdep and kmemleak, built here first, which takes long (KERNEL=6.12|6.1)
+	test/lab/debug-kernel.sh $(KERNEL)
+	$(MAKE) -C kmod test KERNELS=$(KERNEL)-debug LOADS=100 TIMEOUT=1h
 
 .PHONY: kmod-deb
 kmod-deb: deps ## the module's Debian package for DKMS, built and installed in a root of its own

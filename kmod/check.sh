@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # check.sh [SERIES...] - builds the module against the headers of Debian's
-# kernels, warnings being errors, with sparse if it is there. The modules are
+# kernels (6.1, 6.12) or of the lab's debug kernels of them (6.12-debug),
+# warnings being errors, with sparse if it is there. The modules are
 # left as .cache/kmod/SERIES/ip_vs_user_sync.ko. The kernel's checkpatch.pl looks
 # at the style if $CHECKPATCH names it, or a kernel's source is unpacked below
 # /usr/src; so does its schema at the netlink specification.

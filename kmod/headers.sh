@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # headers.sh SERIES - prints a KDIR for the newest Debian kernel of a series
-# (6.1, 6.12), after unpacking its headers below .cache, without installing.
+# (6.1, 6.12), after unpacking its headers below .cache, without installing; or
+# for the lab's debug kernel of one (6.1-debug, 6.12-debug).
 set -eu
 
 series=$1
@@ -10,8 +11,17 @@ cache=${SARU_KMOD_CACHE:-$root/.cache/kmod}
 case $series in
 6.1) meta=linux-headers-amd64 ;;
 6.12) meta=linux-headers-6.12-amd64 ;;
+6.1-debug | 6.12-debug)
+	kdir=${SARU_LAB_CACHE:-$root/.cache/lab}/build-$series/linux-source-${series%-debug}
+	if [ ! -e "$kdir/Module.symvers" ]; then
+		echo "headers.sh: kernel $series: build it with test/lab/debug-kernel.sh ${series%-debug}" >&2
+		exit 2
+	fi
+	echo "$kdir"
+	exit
+	;;
 *)
-	echo "headers.sh: kernel series $series: unknown, give 6.1 or 6.12" >&2
+	echo "headers.sh: kernel series $series: unknown, give 6.1, 6.12, 6.1-debug or 6.12-debug" >&2
 	exit 2
 	;;
 esac

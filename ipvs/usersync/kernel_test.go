@@ -116,7 +116,8 @@ func inside(t *testing.T) bool {
 	if moduleFile() == "" {
 		t.Skip("no module for this kernel: run kmod/check.sh, or set SARU_KMOD")
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout=170s", fmt.Sprintf("-usync.loads=%d", *loads), fmt.Sprintf("-usync.smp=%v", *smp))
+	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$", "-test.timeout="+patience(170*time.Second).String(),
+		fmt.Sprintf("-usync.loads=%d", *loads), fmt.Sprintf("-usync.smp=%v", *smp), fmt.Sprintf("-usync.allocations=%d", *allocations))
 	cmd.Env = append(os.Environ(), envInside+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -128,6 +129,15 @@ func inside(t *testing.T) bool {
 		t.Skip("see above")
 	}
 	return false
+}
+
+// patience is how long to wait on this kernel for what takes at most d on an
+// emulated one: those with all checks are several times slower.
+func patience(d time.Duration) time.Duration {
+	if strings.HasSuffix(os.Getenv("SARU_LAB_KERNEL"), "-debug") {
+		return 4 * d
+	}
+	return d
 }
 
 // in runs fn on a thread in the namespace.

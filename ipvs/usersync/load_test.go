@@ -314,8 +314,8 @@ func TestLoadUnderTraffic(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	start := time.Now()
 	// Unloading waits for each task to have slept: slow on a busy machine.
-	done := 0
-	for ; done < *loads && time.Since(start) < 100*time.Second; done++ {
+	done, limit := 0, patience(100*time.Second)
+	for ; done < *loads && time.Since(start) < limit; done++ {
 		was, _ := did.all([4]uint64{})
 		enter()
 		if done%4 == 0 {

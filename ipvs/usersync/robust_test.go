@@ -42,6 +42,9 @@ func healthy(t testing.TB) {
 	if log := kernelLog(t); log != "" {
 		t.Errorf("the kernel says\n%s", log)
 	}
+	if objects := leaked(t); objects != "" {
+		t.Errorf("leaked, the kernel says:\n%s", objects)
+	}
 }
 
 // TestMalformed: a buggy caller gets an error, whatever it sends.

@@ -196,3 +196,32 @@ func TestAccelerator(t *testing.T) {
 		}
 	}
 }
+
+func TestFaultOfADebugKernel(t *testing.T) {
+	for line, bad := range map[string]bool{
+		"[    1.2] e1000: link is up":                                               false,
+		"[    9.1] WARNING: possible circular locking dependency detected":          true,
+		"[    9.1] WARNING: suspicious RCU usage":                                   true,
+		"[    9.1] BUG: KASAN: slab-use-after-free in expire+0x11/0x80":             true,
+		"[    9.1] BUG: sleeping function called from invalid context at mm/slab.h": true,
+		"[    9.1] ODEBUG: free active (active state 0) object: 00000000":           true,
+		"[    9.1] INFO: task rmmod:71 blocked for more than 120 seconds.":          true,
+	} {
+		console := filepath.Join(t.TempDir(), "console")
+		if err := os.WriteFile(console, []byte("Linux\r\n"+line+"\r\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m := &machine{Config: Config{Console: console}}
+		if err := m.fault(); errors.Is(err, errFault) != bad {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+}
+
+func TestDebugKernelIsNotDownloaded(t *testing.T) {
+	t.Setenv("SARU_LAB_CACHE", t.TempDir())
+	_, err := Fetch(t.Context(), "6.12-debug")
+	if err == nil || !strings.Contains(err.Error(), "test/lab/debug-kernel.sh 6.12") {
+		t.Errorf("%v", err)
+	}
+}

@@ -21,6 +21,10 @@ var kernelPackages = map[string]string{
 	"6.12": "linux-image-6.12-amd64",
 }
 
+// debugSuffix is that of a kernel with the checks that no package has, which
+// test/lab/debug-kernel.sh builds from the series' source.
+const debugSuffix = "-debug"
+
 // Kernels lists the kernel series that Fetch knows.
 func Kernels() []string { return []string{"6.1", "6.12"} }
 
@@ -66,11 +70,12 @@ func moduleRoot() (string, error) {
 }
 
 // Fetch returns the newest kernel of a series ("6.1", "6.12") from the cache,
-// after downloading it as a package when it is not there. It is safe to call
-// from several processes at once; an interrupted download leaves nothing that
-// looks complete.
+// after downloading it as a package when it is not there; "6.12-debug" must
+// have been built. It is safe to call from several processes at once; an
+// interrupted download leaves nothing that looks complete.
 func Fetch(ctx context.Context, series string) (Image, error) {
-	meta, ok := kernelPackages[series]
+	plain, debug := strings.CutSuffix(series, debugSuffix)
+	meta, ok := kernelPackages[plain]
 	if !ok {
 		return Image{}, fmt.Errorf("kernel %q: unknown, choose one of %s", series, strings.Join(Kernels(), ", "))
 	}
@@ -91,8 +96,12 @@ func Fetch(ctx context.Context, series string) (Image, error) {
 	defer unlock()
 
 	dir := filepath.Join(cache, "linux-"+series)
-	if img, err := openImage(dir); err == nil {
+	img, err := openImage(dir)
+	if err == nil {
 		return img, nil
+	}
+	if debug {
+		return Image{}, fmt.Errorf("kernel %s: build it with test/lab/debug-kernel.sh %s: %w", series, plain, err)
 	}
 	if err := fetchInto(ctx, meta, cache, dir); err != nil {
 		return Image{}, fmt.Errorf("fetch kernel %s: %w", series, err)

@@ -25,14 +25,22 @@ import (
 const kernelParameters = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off " +
 	"nokaslr audit=0 nowatchdog random.trust_cpu=on rcupdate.rcu_expedited=1"
 
+// debugParameters let a debug kernel say on the console all that its checks
+// find, and let its stalls pass that an emulator on a busy machine makes.
+const debugParameters = " loglevel=5 panic_on_warn=1 rcupdate.rcu_cpu_stall_timeout=180"
+
 // arguments is QEMU's command line.
 func (m *machine) arguments() []string {
+	parameters := kernelParameters
+	if m.debug() {
+		parameters += debugParameters
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35", "-cpu", "max,arch-capabilities=off",
 		"-smp", strconv.Itoa(m.SMP), "-m", strconv.Itoa(m.Memory),
 		"-kernel", m.image.Kernel, "-initrd", m.path("initramfs"),
-		"-append", strings.TrimSpace(kernelParameters + " " + m.Append),
+		"-append", strings.TrimSpace(parameters + " " + m.Append),
 		"-serial", "file:" + m.Console,
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=lab,server=off,path=" + m.path("port"),
@@ -141,10 +149,13 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	}
 	kill()
 	<-gone
+	if err == nil && m.debug() {
+		s.stage, err = "the kernel's checks", m.fault()
+	}
 	if err == nil {
 		return code, nil
 	}
-	if ctx.Err() == nil && !errors.Is(err, ErrTimeout) && qemuErr != nil {
+	if ctx.Err() == nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, errFault) && qemuErr != nil {
 		err = qemuErr
 	}
 	return 0, &Error{Stage: s.stage, Console: m.consoleEnd(), Err: err}
@@ -157,8 +168,24 @@ const (
 	faultLines   = 80
 )
 
-// trouble is how the kernel's reports of its own faults begin.
-var trouble = regexp.MustCompile(`(?m)^.*(BUG: |Oops: |kernel BUG at |general protection fault|\[ cut here \]|Kernel panic)`)
+// trouble is how the kernel's reports of its own faults begin; lockdep's say
+// WARNING, those of debug objects ODEBUG.
+var trouble = regexp.MustCompile(`(?m)^.*(BUG: |Oops: |kernel BUG at |general protection fault|\[ cut here \]|Kernel panic|WARNING: |ODEBUG: |INFO: (task|rcu|trying to register))`)
+
+// errFault is the error of a run whose kernel has complained.
+var errFault = errors.New("the kernel reported a fault")
+
+// debug reports whether the guest's kernel has all checks.
+func (m *machine) debug() bool { return strings.HasSuffix(m.Kernel, debugSuffix) }
+
+// fault returns errFault if the console has a report of one.
+func (m *machine) fault() error {
+	text, err := os.ReadFile(m.Console)
+	if err == nil && trouble.Match(text) {
+		err = errFault
+	}
+	return err
+}
 
 // consoleEnd returns the end of the kernel's console, or what follows the
 // kernel's first report of a fault if there was one.

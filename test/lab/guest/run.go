@@ -15,7 +15,7 @@ import (
 
 // Config says which guest to boot and how.
 type Config struct {
-	Kernel  string        // series, "6.1" or "6.12"; default 6.1
+	Kernel  string        // series, "6.1" or "6.12", or one with checks, "6.12-debug"; default 6.1
 	Out     string        // folder of the machine to share as OutDir; default none
 	SMP     int           // processors; default 2
 	Memory  int           // MiB; default 4096
@@ -34,7 +34,7 @@ type Config struct {
 }
 
 // bootTimeout bounds the time from starting QEMU to hearing of init. It takes
-// 5 to 10 s on an idle machine.
+// 5 to 10 s on an idle machine, debug kernels several times that.
 const bootTimeout = 3 * time.Minute
 
 // stopGrace is how long a program may take to end after its context did, and
@@ -103,7 +103,8 @@ func (c Config) withDefaults() (Config, error) {
 // Run boots a guest, runs argv in it (argv[0] is an absolute path) and returns
 // its exit status, 128 + signal when one ended it. When ctx ends the program
 // gets SIGTERM and stopGrace to end, then the guest is killed. Failures of the
-// guest are an *Error; other errors are of the caller's or the machine's making.
+// guest are an *Error, and so is any fault that a debug kernel reports, however
+// the program ended; other errors are of the caller's or the machine's making.
 func Run(ctx context.Context, c Config, argv ...string) (int, error) {
 	if len(argv) == 0 || !filepath.IsAbs(argv[0]) {
 		return 0, fmt.Errorf("program %q: give an absolute path", argv)

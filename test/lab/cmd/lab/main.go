@@ -1,10 +1,12 @@
 // Command lab runs programs on a Debian kernel with IPVS, in a guest.
 //
 //	lab run --kernel 6.1 -- /usr/sbin/ipvsadm -Ln
+//	lab run --kernel 6.12-debug -- /bin/true
 //	lab fetch --kernel 6.12
 //
 // The exit status of run is that of the program in the guest, or 128 + signal;
-// 125 when the guest failed (no boot, a panic), 124 when its time was over, and
+// 125 when the guest failed (no boot, a panic, a fault that a kernel of
+// test/lab/debug-kernel.sh reports), 124 when its time was over, and
 // 2 for bad usage.
 package main
 
@@ -110,5 +112,5 @@ func fetch(ctx context.Context, args []string) (int, error) {
 }
 
 func kernelFlag(flags *flag.FlagSet, series *string) {
-	flags.StringVar(series, "kernel", "6.1", "kernel series: "+strings.Join(guest.Kernels(), ", "))
+	flags.StringVar(series, "kernel", "6.1", "kernel series: "+strings.Join(guest.Kernels(), ", ")+"; with -debug one that test/lab/debug-kernel.sh has built")
 }
