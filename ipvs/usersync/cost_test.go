@@ -19,7 +19,7 @@ import (
 // How much one block of TestMeasureCost sends, and how many blocks there are of
 // each kind. A block is over before its first entry expires.
 const (
-	costPackets = 2000
+	costPackets = 3000
 	costBlocks  = 5
 )
 
@@ -71,6 +71,8 @@ func TestMeasureCost(t *testing.T) {
 			if k.read {
 				finish = reading(t, listener)
 			}
+			// What loading has left for later shall be done before.
+			time.Sleep(time.Second)
 			passes := src.send(t, func(int) uint16 { return 1000 })
 			opens := src.send(t, func(i int) uint16 { return uint16(2000 + i) })
 			if k.listen {
