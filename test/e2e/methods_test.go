@@ -15,12 +15,15 @@ import (
 	"saru/test/lab"
 )
 
-// inside is the real servers' gateway under LVS-NAT.
-var inside = netip.MustParseAddr("10.9.0.1")
+// inside is the real servers' gateway under LVS-NAT, on the clients' own LAN.
+var (
+	inside      = netip.MustParseAddr("10.9.0.1")
+	insideShare = fmt.Sprintf("[share.inside]\ninterface = \"eth0\"\naddress = %q\nnetworks = [\"10.9.0.20/30\"]", inside)
+)
 
 const (
-	fileSize  = 1600 << 10
-	rate      = "32k" // of a download: some 50 s
+	fileSize  = 600 << 10
+	rate      = "12k" // of a download: some 50 s
 	downloads = 4     // of each forwarding method
 )
 
@@ -39,7 +42,7 @@ func TestEveryForwardingMethod(t *testing.T) {
 		ports = append(ports, m.port)
 		topology.Services = append(topology.Services, lab.Service{Proto: "tcp", Port: m.port, Forward: m.forward})
 	}
-	s := newSite(t, topology, 2*time.Second, fmt.Sprintf("[share.inside]\ninterface = \"eth0\"\naddress = %q\nnetworks = [\"10.9.0.20/30\"]", inside), nil)
+	s := newSite(t, topology, setup{share: insideShare})
 	content := make([]byte, fileSize)
 	rand.NewChaCha8([32]byte{1}).Read(content)
 	s.serveFiles(func(server, folder string) error {
@@ -53,11 +56,13 @@ func TestEveryForwardingMethod(t *testing.T) {
 	ask := func(when string) {
 		t.Helper()
 		for _, m := range methods {
-			script := fmt.Sprintf("for i in 1 2 3 4; do curl -sS -m 20 -H 'X-Long: %s' http://%v:%d/name || exit 1; echo; done",
-				strings.Repeat("x", 3000), s.lab.Topology.VIP, m.port)
-			out, err := s.lab.Clients[0].Run(t.Context(), "sh", "-c", script)
+			argv := []string{"curl", "-sS", "-m", "60", "-w", "\\n", "-H", "Connection: close", "-H", "X-Long: " + strings.Repeat("x", 3000)}
+			for range 4 {
+				argv = append(argv, fmt.Sprintf("http://%v:%d/name", s.lab.Topology.VIP, m.port))
+			}
+			out, err := s.lab.Clients[0].Run(t.Context(), argv...)
 			if err != nil || !strings.Contains(out, "r1") || !strings.Contains(out, "r2") {
-				t.Errorf("%s, by %s: answered by %q: %v", when, m.forward, out, err)
+				t.Errorf("%s, by %s: answered by %q: %v", when, m.forward, out, errors.Unwrap(err))
 			}
 		}
 	}
@@ -75,18 +80,18 @@ func TestEveryForwardingMethod(t *testing.T) {
 		of := map[string]int{}
 		for n := 0; n < downloads; next++ {
 			// Two of each method are of the first that loses its power.
-			owner := s.explain(next, m.port).Owner
-			if of[owner] == downloads/2 || owner != d1.Name && n-of[d1.Name] == downloads/2 {
+			owner, _ := s.owner(fmt.Sprintf("tcp %v:%d %v:%d", s.lab.Clients[0].Addr, next, s.lab.Topology.VIP, m.port))
+			if of[owner.Name] == downloads/2 || owner != d1 && n-of[d1.Name] == downloads/2 {
 				continue
 			}
-			of[owner]++
+			of[owner.Name]++
 			n++
-			script := fmt.Sprintf("curl -sS --local-port %d --limit-rate %s -m 180 http://%v:%d/file | sha256sum", next, rate, s.lab.Topology.VIP, m.port)
+			script := fmt.Sprintf("curl -sS --local-port %d --limit-rate %s -m 240 http://%v:%d/file | sha256sum", next, rate, s.lab.Topology.VIP, m.port)
 			p, err := s.lab.Clients[0].Start(t.Context(), fmt.Sprintf("download-%d", next), []string{"sh", "-c", script}, lab.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			all = append(all, download{p, m.forward, owner})
+			all = append(all, download{p, m.forward, owner.Name})
 		}
 	}
 	time.Sleep(5 * time.Second) // into the midst of them

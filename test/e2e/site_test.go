@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,20 +25,29 @@ import (
 // wholeWithin is generous: a guest loads some thirty modules for the first table.
 const wholeWithin = 150 * time.Second
 
+// lease is long: an emulated machine stands still for seconds when the real
+// one is busy.
+const lease = 6 * time.Second
+
+// A setup is what one site has and another has not.
+type setup struct {
+	share   string                         // more of [share]
+	modules []string                       // that the services need
+	ready   func(st director.Status) error // what else must hold of a director at work
+}
+
 // A site is a lab whose directors run both daemons.
 type site struct {
-	t     *testing.T
-	lab   *lab.Lab
-	bin   demo.Binaries
-	dir   string
-	lease time.Duration                  // long: an emulated machine stands still for seconds when the real one is busy
-	share string                         // more of [share]
-	ready func(st director.Status) error // what else must hold of a director at work
-	cut   map[string]bool                // directors without power
+	setup
+	t   *testing.T
+	lab *lab.Lab
+	bin demo.Binaries
+	dir string
+	off map[string]bool // directors that do not serve
 }
 
 // newSite makes the lab and starts all daemons, or skips the test.
-func newSite(t *testing.T, topology lab.Topology, lease time.Duration, share string, ready func(director.Status) error) *site {
+func newSite(t *testing.T, topology lab.Topology, how setup) *site {
 	t.Helper()
 	if err := lab.Root(); err != nil {
 		t.Skip(err)
@@ -42,12 +55,17 @@ func newSite(t *testing.T, topology lab.Topology, lease time.Duration, share str
 	if !lab.HasIPVS() {
 		t.Skip(lab.ErrNoIPVS)
 	}
+	for _, m := range how.modules {
+		if out, err := exec.Command("modprobe", m).CombinedOutput(); err != nil {
+			t.Skipf("this kernel has no %s: %v: %s", m, err, out)
+		}
+	}
 	dir, err := os.MkdirTemp("", "e2e-"+topology.Name+"-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{t: t, bin: binaries(t), dir: dir, lease: lease, share: share, ready: ready, cut: map[string]bool{}}
+	s := &site{setup: how, t: t, bin: binaries(t), dir: dir, off: map[string]bool{}}
 	if s.lab, err = lab.New(t.Context(), topology, filepath.Join(dir, "nodes")); err != nil {
 		t.Fatal(err)
 	}
@@ -86,35 +104,88 @@ func (s *site) serveFiles(fill func(server, folder string) error, ports ...uint1
 	}
 }
 
+// serveUDP has each real server answer datagrams to a port of the virtual
+// address.
+func (s *site) serveUDP(port uint16, answer func(server string, datagram []byte) []byte) {
+	s.t.Helper()
+	for _, r := range s.lab.RealServers {
+		var pc *net.UDPConn
+		if err := r.Do(func() (err error) {
+			pc, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.lab.Topology.VIP, port)))
+			return err
+		}); err != nil {
+			s.t.Fatal(err)
+		}
+		s.beside(func() { pc.Close() }, func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, from, err := pc.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return
+				}
+				// What is lost is asked for again.
+				_, _ = pc.WriteToUDPAddrPort(answer(r.Name, buf[:n]), from)
+			}
+		})
+	}
+}
+
+// beside runs f until the test ends; its end calls stop and waits for f.
+func (s *site) beside(stop, f func()) {
+	done := make(chan struct{})
+	s.t.Cleanup(func() {
+		stop()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		f()
+	}()
+}
+
 func (s *site) socket(d *lab.Director, daemon string) string {
 	return filepath.Join(s.dir, d.Name+"-"+daemon+".sock")
 }
 
-// start starts a director's daemons.
+// start configures and starts a director's daemons.
 func (s *site) start(d *lab.Director) {
 	s.t.Helper()
-	var join []string
-	for _, o := range s.lab.Directors {
-		if o.Name != d.Name {
-			join = append(join, fmt.Sprintf("%q", o.Addr))
-		}
+	for _, daemon := range []string{"syncd", "saru"} {
+		s.startDaemon(d, daemon)
 	}
-	key := filepath.Join(s.dir, "key")
+}
+
+// config returns the file of a daemon's configuration.
+func (s *site) config(d *lab.Director, daemon string) string {
+	return filepath.Join(s.dir, d.Name+"-"+daemon+".toml")
+}
+
+// startDaemon configures and starts one daemon.
+func (s *site) startDaemon(d *lab.Director, daemon string) {
+	s.t.Helper()
+	key, path, conf := filepath.Join(s.dir, "key"), s.bin.Syncd, ""
 	saru, syncd := s.socket(d, "saru"), s.socket(d, "syncd")
-	for _, daemon := range []struct{ name, path, conf string }{
-		{"syncd", s.bin.Syncd, fmt.Sprintf("[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\nsaru = %q\nmetrics = \"\"\n",
-			d.Name, key, syncd, saru)},
-		{"saru", s.bin.Saru, fmt.Sprintf("[cluster]\nname = %q\nnode = %q\nbind = %q\njoin = [%s]\nkey_file = %q\n"+
+	switch daemon {
+	case "syncd":
+		conf = fmt.Sprintf("[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\nsaru = %q\nmetrics = \"\"\n",
+			d.Name, key, syncd, saru)
+	case "saru":
+		path = s.bin.Saru
+		var join []string
+		for _, o := range s.lab.Directors {
+			if o.Name != d.Name {
+				join = append(join, fmt.Sprintf("%q", o.Addr))
+			}
+		}
+		conf = fmt.Sprintf("[cluster]\nname = %q\nnode = %q\nbind = %q\njoin = [%s]\nkey_file = %q\n"+
 			"[share]\naddresses = [%q]\ninterface = \"eth0\"\n%s\n[timing]\nlease = %q\n[control]\nsocket = %q\nsyncd = %q\nmetrics = \"\"\n",
-			s.lab.Topology.Name, d.Name, d.Addr, strings.Join(join, ", "), key, s.lab.Topology.VIP, s.share, s.lease, saru, syncd)},
-	} {
-		path := filepath.Join(s.dir, d.Name+"-"+daemon.name+".toml")
-		if err := os.WriteFile(path, []byte(daemon.conf), 0o600); err != nil {
-			s.t.Fatal(err)
-		}
-		if _, err := d.Start(s.t.Context(), daemon.name, []string{daemon.path, "--config", path, "--log_facility", "-"}, lab.Options{}); err != nil {
-			s.t.Fatal(err)
-		}
+			s.lab.Topology.Name, d.Name, d.Addr, strings.Join(join, ", "), key, s.lab.Topology.VIP, s.share, lease, saru, syncd)
+	}
+	if err := os.WriteFile(s.config(d, daemon), []byte(conf), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := d.Start(s.t.Context(), daemon, []string{path, "--config", s.config(d, daemon), "--log_facility", "-"}, lab.Options{}); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -124,7 +195,7 @@ func (s *site) powerCut(d *lab.Director) {
 	if err := d.PowerCut(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.cut[d.Name] = true
+	s.off[d.Name] = true
 	s.whole()
 }
 
@@ -132,65 +203,96 @@ func (s *site) powerCut(d *lab.Director) {
 func (s *site) restart() {
 	s.t.Helper()
 	for _, d := range s.lab.Directors {
-		if !s.cut[d.Name] {
+		if !s.off[d.Name] {
 			continue
 		}
 		if err := d.Boot(); err != nil {
 			s.t.Fatal(err)
 		}
 		s.start(d)
-		delete(s.cut, d.Name)
+		delete(s.off, d.Name)
 		s.whole()
 		return
 	}
 }
 
-// living returns the directors that have power.
-func (s *site) living() []*lab.Director {
-	return slices.DeleteFunc(slices.Clone(s.lab.Directors), func(d *lab.Director) bool { return s.cut[d.Name] })
+// serving returns the directors that have power and a share.
+func (s *site) serving() []*lab.Director {
+	return slices.DeleteFunc(slices.Clone(s.lab.Directors), func(d *lab.Director) bool { return s.off[d.Name] })
 }
 
-// whole waits until the living directors share all buckets.
+// whole waits until the serving directors share all buckets.
 func (s *site) whole() {
 	s.t.Helper()
-	why := ""
-	for end := time.Now().Add(wholeWithin); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if why = s.incomplete(); why == "" {
-			return
-		}
-	}
-	s.t.Fatalf("the share is not whole: %s", why)
+	began := time.Now()
+	s.eventually("the share is whole", s.incomplete)
+	s.t.Logf("%d directors share all buckets, after %v", len(s.serving()), time.Since(began).Round(time.Second))
 }
 
-// incomplete says what keeps the share from being whole, or "".
-func (s *site) incomplete() string {
+// incomplete says what keeps the share from being whole.
+func (s *site) incomplete() error {
 	sum := 0
-	for _, d := range s.living() {
+	for _, d := range s.serving() {
 		var st director.Status
 		err := control.NewClient(s.socket(d, "saru")).Get(s.t.Context(), "/status", &st)
 		if err == nil && s.ready != nil {
 			err = s.ready(st)
 		}
 		if err != nil || st.State != "ready" || st.Share.Buckets == 0 {
-			return fmt.Sprintf("%s: %s %s, %d buckets: %v", d.Name, st.State, st.Why, st.Share.Buckets, err)
+			return fmt.Errorf("%s: %s %s, %d buckets: %v", d.Name, st.State, st.Why, st.Share.Buckets, err)
 		}
 		sum += st.Share.Buckets
 	}
 	if sum != 256 {
-		return fmt.Sprintf("%d buckets in all", sum)
+		return fmt.Errorf("%d buckets in all", sum)
 	}
-	return ""
+	return nil
 }
 
-// explain asks a living director for a flow of the client.
-func (s *site) explain(from, to uint16) director.Explanation {
+// owner returns the director that has a flow, "tcp 10.9.0.11:40000
+// 10.9.0.100:80", and how that is known.
+func (s *site) owner(flow string) (*lab.Director, director.Explanation) {
 	s.t.Helper()
 	var e director.Explanation
-	query := director.ExplainQuery("tcp", fmt.Sprintf("%v:%d", s.lab.Clients[0].Addr, from), fmt.Sprintf("%v:%d", s.lab.Topology.VIP, to))
-	if err := control.NewClient(s.socket(s.living()[0], "saru")).Get(s.t.Context(), query, &e); err != nil {
-		s.t.Fatalf("explain: %v", err)
+	f := strings.Fields(flow)
+	if err := control.NewClient(s.socket(s.serving()[0], "saru")).Get(s.t.Context(), director.ExplainQuery(f[0], f[1], f[2]), &e); err != nil {
+		s.t.Fatalf("explain %s: %v", flow, err)
 	}
-	return e
+	i := slices.IndexFunc(s.lab.Directors, func(d *lab.Director) bool { return d.Name == e.Owner })
+	if i < 0 {
+		s.t.Fatalf("%s is explained as %+v", flow, e)
+	}
+	return s.lab.Directors[i], e
+}
+
+// known waits until every serving director's kernel has n connections that
+// count.
+func (s *site) known(what string, n int, counts func(lab.Conn) bool) {
+	s.t.Helper()
+	s.eventually("all directors know "+what, func() error {
+		for _, d := range s.serving() {
+			table, err := d.ConnTable()
+			if err != nil {
+				return err
+			}
+			if got := slices.DeleteFunc(table, func(c lab.Conn) bool { return !counts(c) }); len(got) != n {
+				return fmt.Errorf("%s knows %d of %d: %v", d.Name, len(got), n, got)
+			}
+		}
+		return nil
+	})
+}
+
+// eventually waits until f has nothing to complain of.
+func (s *site) eventually(what string, f func() error) {
+	s.t.Helper()
+	var err error
+	for end := time.Now().Add(wholeWithin); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if err = f(); err == nil {
+			return
+		}
+	}
+	s.t.Fatalf("not in %v: %s: %v", wholeWithin, what, err)
 }
 
 // status returns what a director says of itself.
@@ -202,16 +304,26 @@ func (s *site) status(d *lab.Director) (st director.Status) {
 	return st
 }
 
+// logs shows what helps to understand a failure.
 func (s *site) logs() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own is over
+	defer cancel()
 	for _, d := range s.lab.Directors {
 		files, _ := filepath.Glob(filepath.Join(d.Dir, "*.log"))
 		for _, f := range files {
 			b, _ := os.ReadFile(f)
 			s.t.Logf("%s:\n%s", f, b)
 		}
-		if d.Running() {
-			b, _ := json.MarshalIndent(s.status(d), "", " ")
-			s.t.Logf("%s: %s", d.Name, b)
+		if !d.Running() {
+			continue
+		}
+		var st director.Status
+		err := control.NewClient(s.socket(d, "saru")).Get(ctx, "/status", &st)
+		text, _ := json.MarshalIndent(st, "", " ")
+		s.t.Logf("%s: %v %s", d.Name, err, text)
+		for _, argv := range [][]string{{"cat", "/proc/net/ip_vs_conn"}, {"ipvsadm", "-Ln", "--stats"}, {s.bin.Syncd, "status", "--config", s.config(d, "syncd")}} {
+			out, err := d.Run(ctx, argv...)
+			s.t.Logf("%s: %v: %v\n%s", d.Name, argv, err, out)
 		}
 	}
 }

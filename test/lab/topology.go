@@ -34,6 +34,8 @@ type Service struct {
 	Forward    Forward // default Gate
 	RealPort   uint16  // at the real servers; default Port, and Port unless Masq
 	Persistent int     // seconds; 0 is none
+	Engine     string  // of persistence, "sip"; default none: by the client's address
+	OnePacket  bool    // each datagram is a connection (ipvsadm --ops)
 }
 
 // Topology declares a network. Zero fields take the defaults.
@@ -123,6 +125,8 @@ func (s Service) withDefaults() (Service, error) {
 		return s, errors.New("service without a port")
 	case forwardFlag[s.Forward] == "":
 		return s, fmt.Errorf("service forwarding %q: give gate, masq, ipip, gue or gre", s.Forward)
+	case (s.Engine != "" || s.OnePacket) && s.Proto != "udp":
+		return s, fmt.Errorf("service port %d: a persistence engine and one-packet scheduling are for udp", s.Port)
 	case s.Forward != Masq && s.RealPort != s.Port:
 		return s, fmt.Errorf("service port %d to real port %d: only masq can change ports", s.Port, s.RealPort)
 	}
@@ -135,6 +139,12 @@ func (s Service) rules(vip netip.Addr, servers []netip.Addr) string {
 	persistent := ""
 	if s.Persistent > 0 {
 		persistent = fmt.Sprintf(" -p %d", s.Persistent)
+	}
+	if s.Engine != "" {
+		persistent += " --pe " + s.Engine
+	}
+	if s.OnePacket {
+		persistent += " -o"
 	}
 	text := fmt.Sprintf("-A %s -s %s%s\n", virtual, s.Scheduler, persistent)
 	for _, r := range servers {
