@@ -96,10 +96,13 @@ func (p *Program) run(ctx context.Context, f *Flags) error {
 	if f.Debug {
 		f.Level.Set(slog.LevelDebug)
 	}
-	log, err := logs.New(p.Name, f.facility, &f.Level)
+	log, end, err := logs.New(p.Name, f.facility, &f.Level)
 	if err != nil {
 		return err
 	}
+	defer end()
+	// Who reads the log may go away. Go would end a program that writes to it then.
+	signal.Ignore(syscall.SIGPIPE)
 	return p.Run(ctx, log, f, func() {
 		log.Info("ready")
 		// Without systemd there is nobody to tell; that is no error.

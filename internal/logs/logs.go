@@ -21,23 +21,33 @@ var facilities = map[string]syslog.Priority{
 	"local4": syslog.LOG_LOCAL4, "local5": syslog.LOG_LOCAL5, "local6": syslog.LOG_LOCAL6, "local7": syslog.LOG_LOCAL7,
 }
 
-// New returns the log of the program called tag. facility is "-" for standard
-// error, or the name of a syslog facility; on a machine without a syslog
-// socket (a container, an init that keeps standard error) it is standard
-// error too.
-func New(tag, facility string, level slog.Leveler) (*slog.Logger, error) {
+// New returns the log of the program called tag, and what ends it: that waits
+// for a moment until all is written. facility is "-" for standard error, or the
+// name of a syslog facility; on a machine without a syslog socket (a container,
+// an init that keeps standard error) it is standard error too.
+//
+// Logging never waits for whoever reads the log.
+func New(tag, facility string, level slog.Leveler) (*slog.Logger, func(), error) {
 	if facility == "-" {
-		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+		log, end := toTerminal(os.Stderr, level)
+		return log, end, nil
 	}
 	pri, ok := facilities[facility]
 	if !ok {
-		return nil, config.Bad("--log_facility %q: no such facility; use \"-\" for the terminal, or %s", facility, names())
+		return nil, nil, config.Bad("--log_facility %q: no such facility; use \"-\" for the terminal, or %s", facility, names())
 	}
 	w, err := syslog.New(pri, tag)
 	if err != nil {
 		return New(tag, "-", level)
 	}
-	return slog.New(&syslogHandler{w: w, level: level}), nil
+	q := newQueue()
+	return slog.New(&syslogHandler{q: q, w: w, level: level}), q.close, nil
+}
+
+func toTerminal(w io.Writer, level slog.Leveler) (*slog.Logger, func()) {
+	q := newQueue()
+	write := func(text string) error { _, err := io.WriteString(w, text); return err }
+	return slog.New(slog.NewTextHandler(queueWriter{q, write}, &slog.HandlerOptions{Level: level})), q.close
 }
 
 func names() string {
@@ -51,6 +61,7 @@ func names() string {
 
 // A syslogHandler writes records as text to syslog, at syslog's own levels.
 type syslogHandler struct {
+	q     *queue
 	w     *syslog.Writer
 	level slog.Leveler
 	wrap  []func(slog.Handler) slog.Handler
@@ -67,15 +78,21 @@ func (h *syslogHandler) Handle(ctx context.Context, r slog.Record) error {
 	if err := t.Handle(ctx, r); err != nil {
 		return err
 	}
-	switch msg := b.String(); {
-	case r.Level >= slog.LevelError:
-		return h.w.Err(msg)
-	case r.Level >= slog.LevelWarn:
-		return h.w.Warning(msg)
-	case r.Level >= slog.LevelInfo:
-		return h.w.Info(msg)
+	h.q.put(line{h.at(r.Level), b.String()})
+	return nil
+}
+
+// at returns what writes at the level of syslog's that l is.
+func (h *syslogHandler) at(l slog.Level) func(string) error {
+	switch {
+	case l >= slog.LevelError:
+		return h.w.Err
+	case l >= slog.LevelWarn:
+		return h.w.Warning
+	case l >= slog.LevelInfo:
+		return h.w.Info
 	default:
-		return h.w.Debug(msg)
+		return h.w.Debug
 	}
 }
 
@@ -88,7 +105,7 @@ func (h *syslogHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h *syslogHandler) with(f func(slog.Handler) slog.Handler) *syslogHandler {
-	return &syslogHandler{h.w, h.level, append(slices.Clip(h.wrap), f)}
+	return &syslogHandler{h.q, h.w, h.level, append(slices.Clip(h.wrap), f)}
 }
 
 func dropTimeAndLevel(groups []string, a slog.Attr) slog.Attr {
