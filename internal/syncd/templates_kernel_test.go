@@ -1,0 +1,84 @@
+package syncd
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"saru/internal/testnet"
+)
+
+// templateAt is the real server of the client's template for port 81 in
+// director i's kernel, "" if there is none.
+func (l *mixLAN) templateAt(i int) string {
+	rows, _ := l.rows(i)
+	for key, r := range rows {
+		f := strings.Fields(key) // TCP, client, 0, virtual address, port
+		if f[1] == "0A610003" && f[2] == "0000" && f[4] == "0051" {
+			return strings.Fields(r.what)[0]
+		}
+	}
+	return ""
+}
+
+// hears lets a director hear its peer, or not.
+func (l *mixLAN) hears(i int, hears bool) {
+	if hears {
+		l.run(i, "nft", "delete table inet deaf")
+		return
+	}
+	l.run(i, "nft", "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; };"+
+		" add rule inet deaf in udp dport 8849 drop; add rule inet deaf in tcp dport 8849 drop")
+}
+
+// Two directors that did not hear each other chose different real servers for
+// one client. When they do, both kernels have the later choice, once nothing
+// uses the other any more, and the client stays there.
+func TestTemplatesThatDisagreeInTwoKernels(t *testing.T) {
+	l := newMixLAN(t, 1)
+	const another = "10.97.0.33"
+	l.run(nodeClient, "ip", "addr", "add", another+"/24", "dev", "eth0")
+	l.via(0)
+	for i := range 2 {
+		l.start(i)
+		l.synced(i)
+	}
+	for i := range 2 {
+		l.hears(i, false)
+	}
+	visit := func(from string) {
+		t.Helper()
+		f := l.open("persistent", "tcp4", from, testVIP+":81")
+		must(t, f.conn.(*net.TCPConn).SetLinger(0)) // the kernel forgets a reset one in 10 s
+		f.conn.Close()
+	}
+	visit("")
+	l.via(1)
+	visit(another) // it is round robin: the next one gets the other real server
+	visit("")
+	first, second := l.templateAt(0), l.templateAt(1)
+	if first == "" || second == "" || first == second {
+		t.Fatalf("the directors chose %q and %q, so this test shows nothing", first, second)
+	}
+	for i := range 2 {
+		testnet.Await(t, "the connections are forgotten", func() bool { return strings.Count(l.run(i, "ipvsadm", "-Lnc"), " CLOSE ") == 0 })
+	}
+	for i := range 2 {
+		l.hears(i, true)
+	}
+	testnet.Await(t, "both kernels have the later choice", func() bool { return l.templateAt(0) == second && l.templateAt(1) == second })
+	if st := l.status(0).Templates; st.Conflicts != 1 || st.Left != 0 {
+		t.Errorf("d1: %+v", st)
+	}
+	l.via(0)
+	l.open("persistent", "tcp4", "", testVIP+":81")
+	rows, _ := l.rows(0)
+	for key, r := range rows {
+		if f := strings.Fields(key); f[1] == "0A610003" && f[4] == "0051" && strings.Fields(r.what)[0] != second {
+			t.Errorf("d1 has %s: %+v; want all at %s", key, r, second)
+		}
+	}
+	if got := l.templateAt(1); got != second {
+		t.Errorf("then d2 has %s, want %s", got, second)
+	}
+}
