@@ -5,10 +5,14 @@ import (
 	"time"
 
 	"saru/internal/control"
+	"saru/internal/task"
 )
 
 const (
 	askSyncdEvery = 200 * time.Millisecond
+	// askSyncedEvery is for a syncd that holds all: the question costs both
+	// more than a heartbeat.
+	askSyncedEvery = time.Second
 	// coldWait is how long a syncd may take to read its kernel when nobody
 	// serves.
 	coldWait = 2 * time.Second
@@ -36,20 +40,19 @@ func (g *gate) String() string { return "state gate" }
 
 // Run asks until ctx ends.
 func (g *gate) Run(ctx context.Context) error {
-	tick := time.NewTicker(askSyncdEvery)
-	defer tick.Stop()
 	close(g.up)
-	start := time.Now()
-	for {
+	for start := time.Now(); ; {
 		full, cold, told, degraded := g.judge(ctx, time.Since(start))
 		g.engine.post(ctx, func(now time.Duration) {
 			g.told, g.degraded = told, degraded
 			g.engine.core.SetGate(now, full, cold)
 		})
-		select {
-		case <-ctx.Done():
+		wait := askSyncdEvery
+		if full {
+			wait = askSyncedEvery
+		}
+		if !task.Pause(ctx, wait) {
 			return nil
-		case <-tick.C:
 		}
 	}
 }

@@ -14,8 +14,9 @@ const (
 
 // emulatedLease is many times the default: an emulated processor is so much
 // slower than a real one that directors on a loaded machine miss heartbeats,
-// close, and are slower still for opening again.
-const emulatedLease = 2 * time.Second
+// close, and are slower still for opening again: with 2 s three directors on two
+// emulated processors closed and opened without end when one of them came back.
+const emulatedLease = 4 * time.Second
 
 // A Plan is what a run does.
 type Plan struct {
@@ -54,7 +55,7 @@ func Brief() Plan {
 
 // plannedLease is longer still: no lease runs out in a planned restart, so
 // that it takes no more time, and a machine that is too busy shows nothing.
-const plannedLease = 3 * emulatedLease
+const plannedLease = 6 * time.Second
 
 // Rolling is a planned restart of every director, one after another.
 func Rolling() Plan {
