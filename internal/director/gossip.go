@@ -169,7 +169,7 @@ func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 		return
 	}
 	if ev.Event == memberlist.NodeLeave {
-		g.gone(n.Name, n.State == memberlist.StateLeft)
+		g.gone(n.Name)
 		return
 	}
 	addr, _ := netip.AddrFromSlice(n.Addr)
@@ -187,10 +187,11 @@ func (g *gossip) handle(ctx context.Context, ev memberlist.NodeEvent) {
 }
 
 // gone notes that a member is not there any more. One that did not say farewell
-// is looked for.
-func (g *gossip) gone(name string, left bool) {
+// is looked for. (memberlist tells its listeners of the ones as of the others.)
+func (g *gossip) gone(name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	left := g.peers[name].State == membership.Left.String()
 	delete(g.peers, name)
 	if left {
 		delete(g.ever, name)
@@ -266,6 +267,7 @@ func (g *gossip) spread(change func(m *meta)) {
 
 // close leaves the cluster and ends memberlist's goroutines.
 func (g *gossip) close() error {
+	g.tell(membership.Left.String())
 	if err := g.list.Leave(500 * time.Millisecond); err != nil {
 		g.log.Debug("gossip: leave", "err", err)
 	}

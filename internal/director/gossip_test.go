@@ -1,16 +1,21 @@
 package director
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/memberlist"
 
+	"saru/internal/seal"
+	"saru/internal/testnet"
 	"saru/membership"
 )
 
@@ -43,15 +48,59 @@ func TestGone(t *testing.T) {
 	if len(g.members()) != 2 || len(g.missing()) != 0 {
 		t.Fatalf("members %v", g.members())
 	}
-	left, dead := told(t, memberlist.NodeLeave, "d2", "10.9.0.2"), told(t, memberlist.NodeLeave, "d3", "10.9.0.3")
-	left.Node.State, left.Node.Meta, dead.Node.Meta = memberlist.StateLeft, nil, []byte("?")
-	g.handle(t.Context(), left)
-	g.handle(t.Context(), dead)
+	d2 := g.members()["d2"]
+	d2.State = membership.Left.String()
+	g.here("d2", netip.MustParseAddrPort("10.9.0.2:7946"), d2)
+	for _, name := range []string{"d2", "d3"} {
+		ev := told(t, memberlist.NodeLeave, name, "10.9.0.9")
+		ev.Node.Meta = []byte("?")
+		g.handle(t.Context(), ev)
+	}
 	if m := g.members(); len(m) != 0 {
 		t.Errorf("still there: %v", m)
 	}
 	if m := fmt.Sprint(g.missing(), g.missing()); m != "[10.9.0.3:7946] []" {
 		t.Errorf("looked for: %s", m)
+	}
+}
+
+// Who says farewell is not looked for any more.
+func TestFarewell(t *testing.T) {
+	keys, err := seal.ParseKeyring([]byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := ln.Addr().(*net.TCPAddr).AddrPort()
+	ln.Close()
+	second := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), first.Port())
+	start := func(name string, bind netip.AddrPort, join ...netip.AddrPort) (g *gossip, stop func()) {
+		g, err := openGossip(slog.New(slog.DiscardHandler), &Settings{Cluster: "web", Node: name, Bind: bind, Join: join, Keys: keys, Lease: 300 * time.Millisecond}, gossipAlone().engine, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- g.Run(ctx) }()
+		stop = sync.OnceFunc(func() {
+			cancel()
+			if err := errors.Join(<-done, g.close()); err != nil {
+				t.Error(err)
+			}
+		})
+		t.Cleanup(stop)
+		return g, stop
+	}
+	d1, _ := start("d1", first)
+	d2, stop := start("d2", second, first)
+	testnet.Await(t, "each knows the other", func() bool { return len(d1.members()) == 1 && len(d2.members()) == 1 })
+	stop()
+	testnet.Await(t, "d2 is gone", func() bool { return len(d1.members()) == 0 })
+	if m := d1.missing(); len(m) != 0 {
+		t.Errorf("looked for after a farewell: %v", m)
 	}
 }
 
