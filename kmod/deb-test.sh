@@ -52,5 +52,6 @@ while read -r release _ series; do
 	mkdir -p "$dir"
 	cp "$tmp/made/$release"/* "$dir/"
 	[ ! -e "$dir/ip_vs_user_sync.ko.xz" ] || xz -df "$dir/ip_vs_user_sync.ko.xz"
-	modinfo "$dir/ip_vs_user_sync.ko" | grep -vE '^(sig|srcversion|name|retpoline)'
+	# Without the signature, whose lines begin with tabs.
+	modinfo "$dir/ip_vs_user_sync.ko" | grep -vE '^(sig|srcversion|name|retpoline|	)'
 done <"$tmp/kernels"
