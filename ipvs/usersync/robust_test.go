@@ -28,7 +28,7 @@ func kernelLog(t testing.TB) string {
 	t.Helper()
 	out, err := exec.Command("dmesg").CombinedOutput()
 	must(t, err)
-	bad := regexp.MustCompile(`BUG|WARNING|Oops|general protection fault|INFO: |refcount_t|suspicious|was changed by somebody else|request for already hashed`)
+	bad := regexp.MustCompile(`BUG|WARNING|Oops|general protection fault|INFO: (task|rcu|trying)|refcount_t|suspicious|was changed by somebody else|request for already hashed`)
 	var lines []string
 	for line := range strings.Lines(string(out)) {
 		if bad.MatchString(line) {
