@@ -22,9 +22,8 @@ var (
 )
 
 const (
-	fileSize  = 1600 << 10
-	rate      = "12k" // of a download: some 130 s, since twenty take a minute to start
-	downloads = 4     // of each forwarding method
+	fileSize  = 130 * slowRate // twenty take up to a minute to start
+	downloads = 4              // of each forwarding method
 )
 
 // Downloads over HTTP by every forwarding method of IPVS, through three
@@ -86,7 +85,7 @@ func TestEveryForwardingMethod(t *testing.T) {
 			}
 			of[owner.Name]++
 			n++
-			script := fmt.Sprintf("curl -sS --local-port %d --limit-rate %s -m 300 http://%v:%d/file | sha256sum", next, rate, s.lab.Topology.VIP, m.port)
+			script := fmt.Sprintf("curl -sS --local-port %d -m 400 http://%v:%d/file | sha256sum", next, s.lab.Topology.VIP, m.port)
 			p, err := s.lab.Clients[0].Start(t.Context(), fmt.Sprintf("download-%d", next), []string{"sh", "-c", script}, lab.Options{})
 			if err != nil {
 				t.Fatal(err)

@@ -86,20 +86,49 @@ func newSite(t *testing.T, topology lab.Topology, how setup) *site {
 	return s
 }
 
-// serveFiles has each real server serve its own folder by HTTP at some ports;
-// fill puts the files there.
+// slowRate is the rate of /file, bytes/s. The server holds it: curl only pauses
+// between reads, and a small file is there before the first.
+const slowRate = 12 << 10
+
+// serveFiles has each real server serve its own folder by HTTP at some ports,
+// /file slowly; fill puts the files there.
 func (s *site) serveFiles(fill func(server, folder string) error, ports ...uint16) {
 	s.t.Helper()
 	for _, r := range s.lab.RealServers {
-		www := filepath.Join(s.dir, "www-"+r.Name)
-		if err := errors.Join(os.Mkdir(www, 0o755), fill(r.Name, www)); err != nil {
+		www, run := filepath.Join(s.dir, "www-"+r.Name), filepath.Join(s.dir, "nginx-"+r.Name)
+		if err := errors.Join(os.Mkdir(www, 0o755), os.Mkdir(run, 0o755), fill(r.Name, www)); err != nil {
 			s.t.Fatal(err)
 		}
+		var listen strings.Builder
 		for _, port := range ports {
-			argv := []string{"busybox", "httpd", "-f", "-p", fmt.Sprint(port), "-h", www}
-			if _, err := r.Start(s.t.Context(), fmt.Sprintf("httpd-%d", port), argv, lab.Options{}); err != nil {
-				s.t.Fatal(err)
-			}
+			fmt.Fprintf(&listen, "listen %d; ", port)
+		}
+		conf := filepath.Join(run, "nginx.conf")
+		if err := os.WriteFile(conf, []byte(strings.NewReplacer(
+			"RUN", run, "WWW", www, "LISTEN", listen.String(), "RATE", fmt.Sprint(slowRate),
+		).Replace(`
+daemon off;
+worker_processes 1;
+user root;
+pid RUN/pid;
+error_log RUN/error.log;
+events { }
+http {
+	access_log off;
+	client_body_temp_path RUN/tmp; proxy_temp_path RUN/tmp; fastcgi_temp_path RUN/tmp;
+	uwsgi_temp_path RUN/tmp; scgi_temp_path RUN/tmp;
+	send_timeout 600s;
+	server {
+		LISTEN
+		root WWW;
+		location = /file { limit_rate RATE; sendfile_max_chunk 6k; }
+	}
+}
+`)), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+		if _, err := r.Start(s.t.Context(), "nginx", []string{"/usr/sbin/nginx", "-c", conf}, lab.Options{}); err != nil {
+			s.t.Fatal(err)
 		}
 	}
 }
