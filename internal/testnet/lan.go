@@ -43,7 +43,18 @@ func (l *LAN) Plug(i int) {
 	must(t, err)
 	must(t, h.LinkSetMaster(p, br))
 	Up(t, h, port)
-	Up(t, Handle(t, l.Nodes[i]), "eth0", fmt.Sprintf("10.97.0.%d/24", i+1), fmt.Sprintf("2001:db8:97::%d/64", i+1))
+	n := Handle(t, l.Nodes[i])
+	Up(t, n, "eth0", fmt.Sprintf("10.97.0.%d/24", i+1), fmt.Sprintf("2001:db8:97::%d/64", i+1))
+	// The bridge forwards what comes by a port once the kernel's link watch has
+	// seen the carrier, which takes up to a second (net/core/link_watch.c).
+	Await(t, "carrier of "+port, func() bool { return carries(t, h, port) && carries(t, h, "br0") && carries(t, n, "eth0") })
+}
+
+func carries(t *testing.T, h *netlink.Handle, name string) bool {
+	t.Helper()
+	link, err := h.LinkByName(name)
+	must(t, err)
+	return link.Attrs().OperState == netlink.OperUp
 }
 
 // Cable makes a link between h's namespace and another. Both ends are down.
