@@ -31,7 +31,7 @@ LAB_TESTS := ./ipvs ./ipvs/firstpacket ./partition/forward ./partition/lan ./par
 
 # What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.
-LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|CallsKeepTheirServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|KeysRotateAtSIGHUP|Standstill|TemplatesThatDisagreeInTwoKernels|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|CallsKeepTheirServer|FTPOutlivesItsDirectors|MixedDatagramsKeepTheirServer|ForwardModeOutlivesItsDirectors|PersistentGroupsKeepTheirServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|KeysRotateAtSIGHUP|Standstill|TemplatesThatDisagreeInTwoKernels|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
 
 # Of the daemon's tests, those that need IPVS.
 SARU_LAB := ^Test(NAT|PersistentServices)$$

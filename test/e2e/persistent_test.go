@@ -38,6 +38,40 @@ func TestPersistentClientKeepsItsServer(t *testing.T) {
 	}
 }
 
+// A client of a group of ports that a firewall mark gathers keeps its real
+// server, whichever port it asks, and two clients of one network are one to a
+// service that has a netmask, while two directors lose their power.
+func TestPersistentGroupsKeepTheirServer(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		services []lab.Service
+		ports    []int
+	}{
+		{"mark", []lab.Service{
+			{Proto: "tcp", Port: 81, Persistent: 600, Mark: 7}, {Proto: "tcp", Port: 82, Persistent: 600, Mark: 7},
+		}, []int{81, 82}},
+		{"netmask", []lab.Service{{Proto: "tcp", Port: 83, Persistent: 600, Netmask: "255.255.255.0"}}, []int{83}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := startPersistent(t, c.services...)
+			clients := p.lab.Clients
+			if c.name == "mark" {
+				clients = clients[:1]
+			}
+			for i := range 3 {
+				for _, client := range clients {
+					p.ask(fmt.Sprintf("%s, failover %d", client.Name, i), client, 6, c.ports...)
+				}
+				if i < 2 {
+					time.Sleep(time.Second) // a record's way to the peers' kernels
+					d, _ := p.owner(fmt.Sprintf("tcp %v:40000 %v:%d", clients[0].Addr, p.lab.Topology.VIP, c.ports[0]))
+					p.powerCut(d)
+				}
+			}
+		})
+	}
+}
+
 const persistentPort = 80
 
 // A persistent lab is its state.

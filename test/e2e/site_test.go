@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -33,7 +34,9 @@ const lease = 6 * time.Second
 type setup struct {
 	share   string                         // more of [share]
 	modules []string                       // that the services need
+	sysctls map[string]string              // of the directors
 	ready   func(st director.Status) error // what else must hold of a director at work
+	stopped bool                           // the test starts the daemons
 }
 
 // A site is a lab whose directors run both daemons.
@@ -81,7 +84,9 @@ func newSite(t *testing.T, topology lab.Topology, how setup) *site {
 		t.Fatal(err)
 	}
 	for _, d := range s.lab.Directors {
-		s.start(d)
+		if !s.stopped {
+			s.start(d)
+		}
 	}
 	return s
 }
@@ -134,28 +139,34 @@ http {
 }
 
 // serveUDP has each real server answer datagrams to a port of the virtual
-// address.
+// addresses.
 func (s *site) serveUDP(port uint16, answer func(server string, datagram []byte) []byte) {
 	s.t.Helper()
+	vips := []netip.Addr{s.lab.Topology.VIP}
+	if s.lab.Topology.IPv6 {
+		vips = append(vips, lab.VIP6)
+	}
 	for _, r := range s.lab.RealServers {
-		var pc *net.UDPConn
-		if err := r.Do(func() (err error) {
-			pc, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.lab.Topology.VIP, port)))
-			return err
-		}); err != nil {
-			s.t.Fatal(err)
-		}
-		s.beside(func() { pc.Close() }, func() {
-			buf := make([]byte, 1<<16)
-			for {
-				n, from, err := pc.ReadFromUDPAddrPort(buf)
-				if err != nil {
-					return
-				}
-				// What is lost is asked for again.
-				_, _ = pc.WriteToUDPAddrPort(answer(r.Name, buf[:n]), from)
+		for _, vip := range vips {
+			var pc *net.UDPConn
+			if err := r.Do(func() (err error) {
+				pc, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(vip, port)))
+				return err
+			}); err != nil {
+				s.t.Fatal(err)
 			}
-		})
+			s.beside(func() { pc.Close() }, func() {
+				buf := make([]byte, 1<<16)
+				for {
+					n, from, err := pc.ReadFromUDPAddrPort(buf)
+					if err != nil {
+						return
+					}
+					// What is lost is asked for again.
+					_, _ = pc.WriteToUDPAddrPort(answer(r.Name, buf[:n]), from)
+				}
+			})
+		}
 	}
 }
 
@@ -172,6 +183,12 @@ func (s *site) beside(stop, f func()) {
 	}()
 }
 
+// closeAtEnd closes a connection when the test ends, if that comes before stop
+// is called.
+func (s *site) closeAtEnd(c io.Closer) (stop func() bool) {
+	return context.AfterFunc(s.t.Context(), func() { c.Close() })
+}
+
 func (s *site) socket(d *lab.Director, daemon string) string {
 	return filepath.Join(s.dir, d.Name+"-"+daemon+".sock")
 }
@@ -179,8 +196,13 @@ func (s *site) socket(d *lab.Director, daemon string) string {
 // start configures and starts a director's daemons.
 func (s *site) start(d *lab.Director) {
 	s.t.Helper()
+	for name, value := range s.sysctls {
+		if err := d.Sysctl(name, value); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 	for _, daemon := range []string{"syncd", "saru"} {
-		s.startDaemon(d, daemon)
+		s.startDaemon(d, daemon, "")
 	}
 }
 
@@ -189,15 +211,15 @@ func (s *site) config(d *lab.Director, daemon string) string {
 	return filepath.Join(s.dir, d.Name+"-"+daemon+".toml")
 }
 
-// startDaemon configures and starts one daemon.
-func (s *site) startDaemon(d *lab.Director, daemon string) {
+// startDaemon starts one daemon, with more of a configuration.
+func (s *site) startDaemon(d *lab.Director, daemon, more string) *lab.Process {
 	s.t.Helper()
 	key, path, conf := filepath.Join(s.dir, "key"), s.bin.Syncd, ""
 	saru, syncd := s.socket(d, "saru"), s.socket(d, "syncd")
 	switch daemon {
 	case "syncd":
-		conf = fmt.Sprintf("[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\nsaru = %q\nmetrics = \"\"\n",
-			d.Name, key, syncd, saru)
+		conf = fmt.Sprintf("[sync]\nnode = %q\ninterface = \"eth0\"\nkey_file = %q\n[control]\nsocket = %q\nsaru = %q\nmetrics = \"\"\n%s",
+			d.Name, key, syncd, saru, more)
 	case "saru":
 		path = s.bin.Saru
 		var join []string
@@ -206,16 +228,42 @@ func (s *site) startDaemon(d *lab.Director, daemon string) {
 				join = append(join, fmt.Sprintf("%q", o.Addr))
 			}
 		}
+		vips := fmt.Sprintf("%q", s.lab.Topology.VIP)
+		if s.lab.Topology.IPv6 {
+			vips += fmt.Sprintf(", %q", lab.VIP6)
+		}
 		conf = fmt.Sprintf("[cluster]\nname = %q\nnode = %q\nbind = %q\njoin = [%s]\nkey_file = %q\n"+
-			"[share]\naddresses = [%q]\ninterface = \"eth0\"\n%s\n[timing]\nlease = %q\n[control]\nsocket = %q\nsyncd = %q\nmetrics = \"\"\n",
-			s.lab.Topology.Name, d.Name, d.Addr, strings.Join(join, ", "), key, s.lab.Topology.VIP, s.share, lease, saru, syncd)
+			"[share]\naddresses = [%s]\ninterface = \"eth0\"\n%s\n[timing]\nlease = %q\n[control]\nsocket = %q\nsyncd = %q\nmetrics = \"\"\n%s",
+			s.lab.Topology.Name, d.Name, d.Addr, strings.Join(join, ", "), key, vips, s.share, lease, saru, syncd, more)
 	}
 	if err := os.WriteFile(s.config(d, daemon), []byte(conf), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := d.Start(s.t.Context(), daemon, []string{path, "--config", s.config(d, daemon), "--log_facility", "-"}, lab.Options{}); err != nil {
+	p, err := d.Start(s.t.Context(), daemon, []string{path, "--config", s.config(d, daemon), "--log_facility", "-"}, lab.Options{})
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	return p
+}
+
+// drain has a director give its share away, as before planned work.
+func (s *site) drain(d *lab.Director) {
+	s.t.Helper()
+	if out, err := d.Run(s.t.Context(), s.bin.Saru, "drain", "--config", s.config(d, "saru")); err != nil {
+		s.t.Fatalf("drain %s: %v: %s", d.Name, err, out)
+	}
+	s.off[d.Name] = true
+	s.whole()
+}
+
+// undrain takes a drained director back.
+func (s *site) undrain(d *lab.Director) {
+	s.t.Helper()
+	if out, err := d.Run(s.t.Context(), s.bin.Saru, "undrain", "--config", s.config(d, "saru")); err != nil {
+		s.t.Fatalf("undrain %s: %v: %s", d.Name, err, out)
+	}
+	delete(s.off, d.Name)
+	s.whole()
 }
 
 // powerCut takes a director's power, and waits until the others have its part.

@@ -79,8 +79,8 @@ func parseEndpoint(addr, port string) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("port %q: %w", port, err)
 	}
-	if inner, ok := strings.CutPrefix(addr, "["); ok {
-		a, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
+	if strings.Contains(addr, ":") {
+		a, err := netip.ParseAddr(strings.Trim(addr, "[]"))
 		return netip.AddrPortFrom(a, uint16(n)), err
 	}
 	b, err := hex.DecodeString(addr)

@@ -99,7 +99,7 @@ func (l *Lab) declare() {
 func (l *Lab) node(prefix string, i, first int) *Node {
 	name := fmt.Sprintf("%s%d", prefix, i+1)
 	addr := host(l.Topology.Subnet, first+i)
-	return &Node{lab: l, Name: name, Addr: addr, MAC: hardwareAddr(addr), Dir: filepath.Join(l.Dir, name)}
+	return &Node{lab: l, Name: name, Addr: addr, Addr6: host6(first + i), MAC: hardwareAddr(addr), Dir: filepath.Join(l.Dir, name)}
 }
 
 // Nodes lists all nodes: directors, real servers, clients.
@@ -111,12 +111,11 @@ func (l *Lab) Nodes() []*Node {
 	return append(append(all, l.RealServers...), l.Clients...)
 }
 
-func (l *Lab) realAddrs() []netip.Addr {
-	var all []netip.Addr
+func (l *Lab) realAddrs() (four, six []netip.Addr) {
 	for _, r := range l.RealServers {
-		all = append(all, r.Addr)
+		four, six = append(four, r.Addr), append(six, r.Addr6)
 	}
-	return all
+	return four, six
 }
 
 // hideVIP configures the VIP on lo so that the node does not answer ARP for it.
@@ -127,8 +126,13 @@ func (n *Node) hideVIP() error {
 	if err := n.Sysctl("net.ipv4.conf.all.arp_announce", "2"); err != nil {
 		return err
 	}
-	vip := n.lab.Topology.VIP
-	return n.Do(func() error { return addAddress("lo", netip.PrefixFrom(vip, vip.BitLen())) })
+	return n.Do(func() error {
+		err := addAddress("lo", netip.PrefixFrom(n.lab.Topology.VIP, 32))
+		if n.lab.Topology.IPv6 {
+			err = errors.Join(err, addAddress("lo", netip.PrefixFrom(VIP6, 128)))
+		}
+		return err
+	})
 }
 
 // setUp is what a director's operator configured to happen at boot.
@@ -150,7 +154,26 @@ func (d *Director) setUp() error {
 			}
 		}
 	}
+	if err := d.markPackets(); err != nil {
+		return err
+	}
 	return d.RestoreServices()
+}
+
+// markPackets gives the packets of services with a firewall mark theirs.
+func (d *Director) markPackets() error {
+	var rules strings.Builder
+	for _, s := range d.lab.Topology.Services {
+		if s.Mark != 0 {
+			fmt.Fprintf(&rules, "add rule ip marks pre ip daddr %v %s dport %d meta mark set %d\n", d.lab.Topology.VIP, s.Proto, s.Port, s.Mark)
+		}
+	}
+	if rules.Len() == 0 {
+		return nil
+	}
+	script := "add table ip marks\nadd chain ip marks pre { type filter hook prerouting priority mangle; }\n" + rules.String()
+	_, err := d.RunWith(d.lab.ctx, Options{Stdin: []byte(script)}, "nft", "-f", "-")
+	return err
 }
 
 // RestoreServices adds the topology's services to IPVS.
@@ -159,8 +182,17 @@ func (d *Director) RestoreServices() error {
 		return nil
 	}
 	var rules strings.Builder
+	four, six := d.lab.realAddrs()
+	marks := map[int]bool{}
 	for _, s := range d.lab.Topology.Services {
-		rules.WriteString(s.rules(d.lab.Topology.VIP, d.lab.realAddrs()))
+		if s.Mark != 0 && marks[s.Mark] {
+			continue
+		}
+		marks[s.Mark] = true
+		rules.WriteString(s.rules(d.lab.Topology.VIP, four))
+		if d.lab.Topology.IPv6 && s.Forward == Gate {
+			rules.WriteString(s.rules(VIP6, six))
+		}
 	}
 	_, err := d.RunWith(d.lab.ctx, Options{Stdin: []byte(rules.String())}, "ipvsadm", "-R")
 	return err

@@ -24,10 +24,11 @@ const Interface = "eth0"
 
 // Node is a machine of the lab: a client, a director or a real server.
 type Node struct {
-	Name string
-	Addr netip.Addr
-	MAC  net.HardwareAddr
-	Dir  string // for this node's files; outlives power cuts
+	Name  string
+	Addr  netip.Addr
+	Addr6 netip.Addr // if the topology has IPv6
+	MAC   net.HardwareAddr
+	Dir   string // for this node's files; outlives power cuts
 
 	lab       *Lab
 	configure func() error // what its operator set up to happen at boot
@@ -251,6 +252,11 @@ func (n *Node) addresses() error {
 	if err := addAddress(Interface, netip.PrefixFrom(n.Addr, n.lab.Topology.Subnet.Bits())); err != nil {
 		return err
 	}
+	if n.lab.Topology.IPv6 {
+		if err := addAddress(Interface, netip.PrefixFrom(n.Addr6, 64)); err != nil {
+			return err
+		}
+	}
 	eth, err := netlink.LinkByName(Interface)
 	if err != nil {
 		return fmt.Errorf("%s: %w", Interface, err)
@@ -270,6 +276,9 @@ func addAddress(ifname string, p netip.Prefix) error {
 	addr, err := netlink.ParseAddr(p.String())
 	if err != nil {
 		return fmt.Errorf("address %v: %w", p, err)
+	}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
 	}
 	if err := netlink.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("address %v on %s: %w", p, ifname, err)

@@ -72,6 +72,11 @@ func (l *Lab) plug(n *Node, ns *namespace) error {
 		if err := setBridge(n.Name, far); err != nil {
 			return err
 		}
+		if l.Topology.NoFlood {
+			if err := netlink.LinkSetFlood(port, false); err != nil {
+				return fmt.Errorf("port %s: flood off: %w", n.Name, err)
+			}
+		}
 		return netlink.LinkSetUp(port)
 	})
 }

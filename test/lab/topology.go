@@ -34,6 +34,8 @@ type Service struct {
 	Forward    Forward // default Gate
 	RealPort   uint16  // at the real servers; default Port, and Port unless Masq
 	Persistent int     // seconds; 0 is none
+	Netmask    string  // of clients that are one to a persistent service, as ipvsadm takes it; default each is one
+	Mark       int     // services of one mark are one, a firewall mark's; 0 is none
 	Engine     string  // of persistence, "sip"; default none: by the client's address
 	OnePacket  bool    // each datagram is a connection (ipvsadm --ops)
 }
@@ -43,6 +45,7 @@ type Topology struct {
 	Name        string       // default "lab"
 	Subnet      netip.Prefix // default 10.9.0.0/24
 	VIP         netip.Addr   // default host 100 of Subnet
+	IPv6        bool         // every node has the same host of 2001:db8:9::/64 too, and the services under Gate are there at VIP6
 	Directors   int          // 1 to 8, named d1 …, hosts 2 … of Subnet
 	RealServers int          // 0 to 50, named r1 …, hosts 21 …
 	Clients     int          // 0 to 9, named c1 …, hosts 11 …
@@ -52,10 +55,17 @@ type Topology struct {
 	// and arp_announce=2, as an operator would.
 	VIPOnDirectors bool
 
+	// NoFlood makes the switch send unknown unicast to no port, as most virtual
+	// ones do.
+	NoFlood bool
+
 	// Gateway is what real servers reach clients through under Masq, with their
 	// own address as the source; default the first director.
 	Gateway netip.Addr
 }
+
+// VIP6 is the virtual address of a topology with IPv6.
+var VIP6 = host6(hostVIP)
 
 const (
 	maxDirectors   = 8
@@ -136,9 +146,16 @@ func (s Service) withDefaults() (Service, error) {
 // rules is the service as ipvsadm's restore format.
 func (s Service) rules(vip netip.Addr, servers []netip.Addr) string {
 	virtual := fmt.Sprintf("-%c %v", s.Proto[0], netip.AddrPortFrom(vip, s.Port))
+	port := s.RealPort
+	if s.Mark != 0 {
+		virtual, port = fmt.Sprintf("-f %d", s.Mark), 0 // the packet's
+	}
 	persistent := ""
 	if s.Persistent > 0 {
 		persistent = fmt.Sprintf(" -p %d", s.Persistent)
+	}
+	if s.Netmask != "" {
+		persistent += " -M " + s.Netmask
 	}
 	if s.Engine != "" {
 		persistent += " --pe " + s.Engine
@@ -148,7 +165,7 @@ func (s Service) rules(vip netip.Addr, servers []netip.Addr) string {
 	}
 	text := fmt.Sprintf("-A %s -s %s%s\n", virtual, s.Scheduler, persistent)
 	for _, r := range servers {
-		text += fmt.Sprintf("-a %s -r %v %s -w 1\n", virtual, netip.AddrPortFrom(r, s.RealPort), forwardFlag[s.Forward])
+		text += fmt.Sprintf("-a %s -r %v %s -w 1\n", virtual, netip.AddrPortFrom(r, port), forwardFlag[s.Forward])
 	}
 	return text
 }
@@ -167,6 +184,12 @@ func host(p netip.Prefix, n int) netip.Addr {
 	b := p.Addr().As4()
 	b[3] += byte(n)
 	return netip.AddrFrom4(b)
+}
+
+func host6(n int) netip.Addr {
+	b := netip.MustParseAddr("2001:db8:9::").As16()
+	b[15] = byte(n)
+	return netip.AddrFrom16(b)
 }
 
 // hardwareAddr is a node's stable, locally administered MAC address.
