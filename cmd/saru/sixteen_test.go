@@ -3,10 +3,13 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"saru/internal/director"
 )
 
 // As many directors as we are made for share the buckets evenly, from a cold
@@ -45,8 +48,19 @@ func TestSixteenDirectors(t *testing.T) {
 	stop := l.traffic()
 	defer stop()
 
+	told := func() (group, beats uint64) {
+		st, err := l.nodes[7].status()
+		l.must(err)
+		at := slices.IndexFunc(st.Paths, func(p director.PathStatus) bool { return p.Name == "group" })
+		return st.Paths[at].Sent, st.Engine.Heartbeat
+	}
+	group, beats := told()
 	mark := time.Now()
 	time.Sleep(time.Second)
+	// With each heartbeat it also answers fifteen others.
+	if g, b := told(); g-group > 2*(b-beats)+2 {
+		t.Errorf("%d messages to the group beside %d heartbeats: what is for one director goes to all", g-group, b-beats)
+	}
 	if s := l.report("steady", mark); len(s.By) != directors {
 		t.Errorf("datagrams are accepted by %v; want all %d", s.By, directors)
 	}

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"saru/internal/seal"
 	"saru/partition"
 	"saru/partition/nft"
 )
@@ -51,10 +50,7 @@ type pair struct {
 
 func newPair(t testing.TB) *pair {
 	t.Helper()
-	keys, err := seal.ParseKeyring([]byte(seal.NewKey()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := newKeys(t)
 	p := &pair{}
 	for i := range p.engines {
 		s := &Settings{

@@ -12,27 +12,45 @@ import (
 	"saru/membership"
 )
 
-// What a node tells the group reaches the others of its cluster, known or not,
-// with the address at which it takes datagrams; not itself, nor another cluster.
-func TestGroupReachesTheCluster(t *testing.T) {
-	l := testnet.NewLAN(t, 3)
+func newKeys(t testing.TB) *seal.Keyring {
+	t.Helper()
 	keys, err := seal.ParseKeyring([]byte(seal.NewKey()))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return keys
+}
+
+// pathIn opens a path in a namespace, until the test ends.
+func pathIn(t *testing.T, ns testnet.Namespace, open func() (*path, error)) (p *path) {
+	t.Helper()
+	if err := testnet.Within(ns, func() (err error) {
+		p, err = open()
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.close() })
+	return p
+}
+
+// groupIn opens the path to a cluster's group at node i of a LAN.
+func groupIn(t *testing.T, ns testnet.Namespace, i int, cluster uint32, keys *seal.Keyring) *path {
+	t.Helper()
+	return pathIn(t, ns, func() (*path, error) {
+		return openGroup(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 97, 0, byte(i + 1)}), 7946), groupOf(cluster), keys)
+	})
+}
+
+// What a node tells the group reaches the others of its cluster, known or not,
+// with the address at which it takes datagrams; not itself, nor another cluster.
+func TestGroupReachesTheCluster(t *testing.T) {
+	l := testnet.NewLAN(t, 3)
+	keys := newKeys(t)
 	clusters := []string{"web", "web", "mail"}
 	var paths []*path
 	for i, ns := range l.Nodes {
-		bind := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 97, 0, byte(i + 1)}), 7946)
-		err := testnet.Within(ns, func() error {
-			p, err := openGroup(bind, groupOf(membership.ClusterID(clusters[i])), keys)
-			paths = append(paths, p)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { paths[i].close() })
+		paths = append(paths, groupIn(t, ns, i, membership.ClusterID(clusters[i]), keys))
 	}
 	const text = "from the first"
 	buf := make([]byte, maxDgram)

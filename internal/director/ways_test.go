@@ -2,13 +2,11 @@ package director
 
 import (
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"saru/internal/seal"
 	"saru/internal/testnet"
 	"saru/membership"
 )
@@ -17,34 +15,20 @@ import (
 // come from it; then it goes to all, on every path.
 func TestWhatIsForOneNode(t *testing.T) {
 	l := testnet.NewLAN(t, 3)
-	keys, err := seal.ParseKeyring([]byte(seal.NewKey()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := newKeys(t)
 	shared := net.HardwareAddr{2, 0, 0x5e, 0, 1, 0xc9}
 	var frames, groups []*path
 	var macs []net.HardwareAddr
 	for i, ns := range l.Nodes {
-		err := testnet.Within(ns, func() error {
+		frames = append(frames, pathIn(t, ns, func() (*path, error) {
 			ifi, err := net.InterfaceByName("eth0")
 			if err != nil {
-				return err
+				return nil, err
 			}
 			macs = append(macs, ifi.HardwareAddr)
-			f, err := openFrames(ifi, shared, keys)
-			if err != nil {
-				return err
-			}
-			frames = append(frames, f)
-			bind := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 97, 0, byte(i + 1)}), 7946)
-			g, err := openGroup(bind, groupOf(1), keys)
-			groups = append(groups, g)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { frames[i].close(); groups[i].close() })
+			return openFrames(ifi, shared, keys)
+		}))
+		groups = append(groups, groupIn(t, ns, i, 1, keys))
 	}
 	const peer = membership.NodeID(7)
 	e := &Engine{start: time.Now(), ways: map[membership.NodeID]way{}, paths: []*path{groups[0], frames[0]}}

@@ -1,17 +1,14 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"saru/test/lab"
 )
@@ -127,32 +124,20 @@ func (c *calls) message(call *call, method string, port uint16) error {
 	line := fmt.Sprintf("%s sip:b@lab SIP/2.0", method)
 	text := fmt.Sprintf("%s\r\nVia: SIP/2.0/UDP %v\r\nFrom: <sip:a@lab>;tag=1\r\nTo: <sip:b@lab>\r\nCall-ID: %s\r\nCSeq: 1 %s\r\nContent-Length: 0\r\n\r\n",
 		line, conn.LocalAddr(), call.id, method)
-	buf := make([]byte, 2048)
-	for range 90 {
-		if _, err := conn.Write([]byte(text)); err != nil {
-			return err
-		}
-		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		n, err := conn.Read(buf)
-		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				continue
-			}
-			return err
-		}
-		server, what, _ := strings.Cut(string(buf[:n]), " ")
-		if what != line {
-			continue // an answer to what was said before, from this port
-		}
-		if call.server != "" && call.server != server {
-			c.t.Errorf("%s of %s, by %s: %s answered, %s has the call", method, call.id, call.from.Name, server, call.server)
-		}
-		call.server = server
-		return nil
+	var server string
+	err := askUDP(conn, func(int) []byte { return []byte(text) }, func(answer []byte) bool {
+		by, what, _ := strings.Cut(string(answer), " ")
+		server = by
+		return what == line // or it answers what was said before, from this port
+	})
+	if err != nil {
+		return err
 	}
-	return errors.New("nobody answers")
+	if call.server != "" && call.server != server {
+		c.t.Errorf("%s of %s, by %s: %s answered, %s has the call", method, call.id, call.from.Name, server, call.server)
+	}
+	call.server = server
+	return nil
 }
 
 // mustBeOne asserts that each call was heard by one real server.

@@ -1,13 +1,9 @@
 package e2e
 
 import (
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -36,17 +32,12 @@ func TestFTPOutlivesItsDirectors(t *testing.T) {
 	s.serveFTP(file)
 	s.whole()
 
-	var all []*lab.Process
+	var all []download
 	for _, client := range s.lab.Clients {
 		for mode, options := range map[string]string{
 			"EPSV": "", "PASV": "--disable-epsv", "EPRT": "--ftp-port -", "PORT": "--ftp-port - --disable-eprt",
 		} {
-			script := fmt.Sprintf("curl -sS %s -m 400 ftp://%v/file | sha256sum; exit ${PIPESTATUS[0]}", options, vip)
-			p, err := client.Start(t.Context(), "ftp-"+mode, []string{"bash", "-c", script}, lab.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, p)
+			all = append(all, s.download(client, mode+" of "+client.Name, fmt.Sprintf("%s ftp://%v/file", options, vip)))
 		}
 	}
 	s.known("all connections", 2*len(all), func(c lab.Conn) bool {
@@ -64,24 +55,5 @@ func TestFTPOutlivesItsDirectors(t *testing.T) {
 		s.powerCut(owner)
 		time.Sleep(5 * time.Second) // of transfer
 	}
-	want := fmt.Sprintf("%x", sha256.Sum256(file))
-	for _, p := range all {
-		err := p.Wait()
-		out, rerr := os.ReadFile(p.Log)
-		if err != nil || rerr != nil || !strings.HasPrefix(string(out), want) {
-			t.Errorf("%s: %v: %s", p.Log, errors.Join(err, rerr), out)
-		}
-	}
-}
-
-// underWay counts the processes that run.
-func underWay(all []*lab.Process) (n int) {
-	for _, p := range all {
-		select {
-		case <-p.Done():
-		default:
-			n++
-		}
-	}
-	return n
+	s.arrive(all, file)
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -41,22 +40,7 @@ func (s *site) serveFTP(file []byte) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		var wg sync.WaitGroup
-		s.beside(func() { ln.Close() }, func() {
-			defer wg.Wait()
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				wg.Go(func() {
-					defer c.Close()
-					stop := s.closeAtEnd(c)
-					defer stop()
-					f.session(c)
-				})
-			}
-		})
+		s.accept(ln, f.session)
 	}
 }
 

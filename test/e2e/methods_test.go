@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -67,11 +66,6 @@ func TestEveryForwardingMethod(t *testing.T) {
 	}
 	ask("three directors")
 
-	type download struct {
-		*lab.Process
-		by    lab.Forward
-		owner string
-	}
 	d1, d2 := s.lab.Directors[0], s.lab.Directors[1]
 	var all []download
 	next := uint16(30000)
@@ -85,43 +79,21 @@ func TestEveryForwardingMethod(t *testing.T) {
 			}
 			of[owner.Name]++
 			n++
-			script := fmt.Sprintf("curl -sS --local-port %d -m 400 http://%v:%d/file | sha256sum", next, s.lab.Topology.VIP, m.port)
-			p, err := s.lab.Clients[0].Start(t.Context(), fmt.Sprintf("download-%d", next), []string{"sh", "-c", script}, lab.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, download{p, m.forward, owner.Name})
+			all = append(all, s.download(s.lab.Clients[0], fmt.Sprintf("%s %d, which %s had", m.forward, next, owner.Name),
+				fmt.Sprintf("--local-port %d http://%v:%d/file", next, s.lab.Topology.VIP, m.port)))
 		}
 	}
 	time.Sleep(5 * time.Second) // into the midst of them
 	s.powerCut(d1)
-	open := func() (n int) {
-		for _, d := range all {
-			select {
-			case <-d.Done():
-			default:
-				n++
-			}
-		}
-		return n
-	}
-	first := open()
+	first := underWay(all)
 	ask("two directors")
 	s.powerCut(d2)
-	if second := open(); first < len(all)/2 {
-		t.Errorf("only %d of %d downloads were still under way after the first failover", first, len(all))
-	} else {
-		t.Logf("of %d downloads %d were under way after the first failover, and %d after the second", len(all), first, second)
+	second := underWay(all)
+	if first < len(all) || second < len(all)/2 {
+		t.Errorf("of %d downloads only %d were under way at the first failover, and %d at the second", len(all), first, second)
 	}
 	ask("one director")
-	want := fmt.Sprintf("%x", sha256.Sum256(content))
-	for _, d := range all {
-		err := d.Wait()
-		out, rerr := os.ReadFile(d.Log)
-		if err != nil || rerr != nil || !strings.HasPrefix(string(out), want) {
-			t.Errorf("%s by %s, which %s had: %v: %s", d.Name, d.by, d.owner, errors.Join(err, rerr), out)
-		}
-	}
+	s.arrive(all, content)
 	st := s.status(s.lab.Directors[2])
 	t.Logf("%d packets without their state were dropped on their way out", st.Filter.Leaks)
 }

@@ -2,16 +2,13 @@ package e2e
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"saru/test/lab"
 )
@@ -116,31 +113,14 @@ func (z *sizes) exchange(when string) {
 
 func (z *sizes) send(flow uint32, c *net.UDPConn, size int) error {
 	b := make([]byte, size)
-	buf := make([]byte, 64)
-	for try := range uint32(90) {
+	return askUDP(c, func(try int) []byte {
 		binary.BigEndian.PutUint32(b, flow)
 		binary.BigEndian.PutUint32(b[4:], z.sent)
-		binary.BigEndian.PutUint32(b[8:], try)
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		for {
-			n, err := c.Read(buf)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				break
-			}
-			if err != nil {
-				return err
-			}
-			if n == datagramHead && binary.BigEndian.Uint32(buf[4:]) == z.sent {
-				return nil
-			}
-		}
-	}
-	return errors.New("no answer")
+		binary.BigEndian.PutUint32(b[8:], uint32(try))
+		return b
+	}, func(answer []byte) bool {
+		return len(answer) == datagramHead && binary.BigEndian.Uint32(answer[4:]) == z.sent
+	})
 }
 
 // mustBeOne asserts that each flow came to one real server, and no datagram

@@ -46,21 +46,8 @@ func (s *site) serveEcho(port uint16) {
 		}); err != nil {
 			s.t.Fatal(err)
 		}
-		var wg sync.WaitGroup
-		s.beside(func() { ln.Close() }, func() {
-			defer wg.Wait()
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				wg.Go(func() {
-					defer c.Close()
-					stop := s.closeAtEnd(c)
-					defer stop()
-					_, _ = io.Copy(c, c) // how the client ends it is its own business
-				})
-			}
+		s.accept(ln, func(c net.Conn) {
+			_, _ = io.Copy(c, c) // how the client ends it is its own business
 		})
 	}
 }
