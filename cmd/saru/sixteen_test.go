@@ -25,7 +25,7 @@ func TestSixteenDirectors(t *testing.T) {
 		b, err := os.ReadFile(n.conf)
 		l.must(err)
 		// Two processors do the work of thirty-two.
-		text := strings.Replace(string(b), fmt.Sprintf("lease = %q", pace.lease), fmt.Sprintf("lease = %q", 2*time.Second), 1)
+		text := strings.Replace(string(b), fmt.Sprintf("lease = %q", pace.lease), fmt.Sprintf("lease = %q", 4*time.Second), 1)
 		l.must(os.WriteFile(n.conf, []byte(text), 0o600))
 		n.start()
 	}
