@@ -79,6 +79,7 @@ const (
 	Confirm             // renew the lease if N is still armed
 	Apply               // make Open and Rest the kernel's sets; answer with Applied
 	Barrier             // wait for connections; answer with BarrierDone(N)
+	Give                // tell others of handshakes: buckets will go to them, or just went
 )
 
 // An Action is something to be done outside, in order. What it points to is

@@ -5,11 +5,11 @@ import "saru/partition"
 // Hand-over of a bucket from a living director to another, make before break:
 //
 //	taker                                  giver
-//	prepare: the assignment says mine,
+//	prepare: the assignment says mine,     Give: the handshakes so far
 //	  the giver has it open: Barrier
 //	caughtUp: rest += b, read back
 //	heartbeat: rest(b)            ──────►  releases: open -= b, read back; rest stays
-//	wants, granted, settle        ◄──────  heartbeat without b
+//	wants, granted, settle        ◄──────  heartbeat without b; Give: those begun since
 //	open += b                     ──────►  endLinger: after a while, when the taker
 //	                                       serves and has caught up: rest -= b
 

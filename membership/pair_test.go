@@ -16,6 +16,7 @@ type pair struct {
 	queue [64][]byte
 	to    [64]int
 	n     int
+	gives [2][]int // how many buckets each had open at its Gives
 }
 
 func newPair(buckets int) *pair {
@@ -40,6 +41,8 @@ func (p *pair) act(i int) {
 			p.cores[i].Applied(p.now, a.Open, a.Rest, true)
 			p.act(i)
 			return
+		case Give:
+			p.gives[i] = append(p.gives[i], p.cores[i].sure.Len())
 		case Barrier:
 			p.cores[i].BarrierDone(p.now, a.N)
 			p.act(i)
@@ -125,5 +128,39 @@ func TestApplyAsksForRestWithOpen(t *testing.T) {
 		if a.Kind == Apply && (a.Open != none || a.Rest != none) {
 			t.Errorf("a fenced director keeps open %v, rest %v", a.Open, a.Rest)
 		}
+	}
+}
+
+// A giver has the handshakes under way told twice: when an assignment takes
+// buckets from it, and when it has released them. Nobody else does.
+func TestGiversTellHandshakes(t *testing.T) {
+	p := newPair(256)
+	var gives [2][]int // open buckets of a core at each Give
+	run := func(intervals int) {
+		for range intervals {
+			p.interval()
+			for i := range p.gives {
+				gives[i] = append(gives[i], p.gives[i]...)
+				p.gives[i] = nil
+			}
+		}
+	}
+	run(400)
+	giver, taker := 0, 1
+	if p.cores[0].open.Len() != 128 || p.cores[1].open.Len() != 128 {
+		t.Fatalf("%d and %d of 256 buckets are open after the start", p.cores[0].open.Len(), p.cores[1].open.Len())
+	}
+	gives = [2][]int{}
+	p.cores[giver].Drain(p.now, true)
+	p.act(giver)
+	run(400)
+	if p.cores[taker].open.Len() != 256 {
+		t.Fatalf("the taker has %d of 256 buckets", p.cores[taker].open.Len())
+	}
+	if g := gives[giver]; len(g) < 2 || g[0] != 128 || g[len(g)-1] != 0 {
+		t.Errorf("the giver had %v buckets open when it had handshakes told; want 128 first and 0 at last", g)
+	}
+	if len(gives[taker]) != 0 {
+		t.Errorf("the taker had handshakes told, %v", gives[taker])
 	}
 }

@@ -24,6 +24,9 @@ func (c *Core) Applied(now time.Duration, open, rest partition.Set, known bool) 
 		}
 		c.observeShare(c.sure, open)
 		c.sure = open
+		if given := c.open.Minus(open).Intersect(rest); !given.Empty() {
+			c.do(Action{Kind: Give})
+		}
 		c.setHeld(open, rest)
 		if c.closeReq.Intersect(open) != c.closeReq {
 			c.minConfirm = c.n + 1

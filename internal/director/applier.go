@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"saru/membership"
 	"saru/partition"
 	"saru/partition/nft"
 )
@@ -15,6 +16,9 @@ const (
 	// settleFor is for how long connections of buckets just gained that the
 	// kernel does not know are met with silence: their state may still come.
 	settleFor = 5 * time.Second
+	// movedFor is the same where another director gives the bucket: as long as
+	// that one may go on with what it alone knows, and its last news may need.
+	movedFor = membership.DefaultLinger + membership.DefaultBarrierWait + time.Second
 )
 
 // An applier makes the kernel's bucket sets what the engine asks for, and sees
@@ -82,14 +86,7 @@ func (a *applier) Run(ctx context.Context) error {
 // change applies one request, and returns what is admitted afterwards and
 // whether that is known.
 func (a *applier) change(r applyRequest) (is nft.Desired, known bool) {
-	// Rest counts as much as open: a handshake that began at the giver goes on
-	// here too, and half-open connections are never told.
-	if fresh := r.rest.Minus(a.was.Rest).Union(r.gained); a.backstop && !fresh.Empty() {
-		// Before the buckets are taken, so that no packet of theirs meets a reset.
-		if err := a.filter.Settle(&fresh, settleFor); err != nil {
-			a.log.Warn("connections of new buckets may be reset", "err", err)
-		}
-	}
+	a.settle(r)
 	start := time.Now()
 	want := nft.Desired{Open: r.open, Rest: r.rest}
 	err := a.filter.Apply(want)
@@ -106,6 +103,28 @@ func (a *applier) change(r applyRequest) (is nft.Desired, known bool) {
 	}
 	a.log.Error("the share was not changed", "err", err)
 	return a.was, true
+}
+
+// settle silences unknown connections of buckets that are new here, before the
+// buckets are taken, so that no packet of theirs meets a reset. Rest counts as
+// much as open: a handshake that began at the giver goes on here too.
+func (a *applier) settle(r applyRequest) {
+	if !a.backstop {
+		return
+	}
+	moved := r.rest.Minus(a.was.Rest).Minus(r.gained).Union(r.gained.Intersect(a.was.Rest))
+	lapsed := r.gained.Minus(a.was.Rest)
+	for _, f := range []struct {
+		buckets partition.Set
+		d       time.Duration
+	}{{moved, movedFor}, {lapsed, settleFor}} {
+		if f.buckets.Empty() {
+			continue
+		}
+		if err := a.filter.Settle(&f.buckets, f.d); err != nil {
+			a.log.Warn("connections of new buckets may be reset", "err", err)
+		}
+	}
 }
 
 // reset puts a closed table in place of one that somebody else changed.

@@ -40,12 +40,14 @@ type barriers struct {
 	reached  func(ctx context.Context, token uint64)
 	client   *control.Client
 	requests chan barrier
+	gave     chan struct{}
 	up       chan struct{}
 }
 
 func newBarriers(log *slog.Logger, socket string, reached func(ctx context.Context, token uint64)) *barriers {
 	return &barriers{
-		log: log, reached: reached, client: control.NewClient(socket), requests: make(chan barrier, barriersWaiting), up: make(chan struct{}),
+		log: log, reached: reached, client: control.NewClient(socket), requests: make(chan barrier, barriersWaiting),
+		gave: make(chan struct{}, 1), up: make(chan struct{}),
 	}
 }
 
@@ -62,10 +64,42 @@ func (b *barriers) request(r barrier) {
 	}
 }
 
+// given has the other directors told of the handshakes that are under way, of
+// which some are in buckets that this one gives away. It never waits.
+func (b *barriers) given() {
+	select {
+	case b.gave <- struct{}{}:
+	default: // the question that waits covers these too
+	}
+}
+
+// tellHandshakes asks the own syncd, whenever buckets are given away.
+func (b *barriers) tellHandshakes(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.gave:
+		}
+		limited, cancel := context.WithTimeout(ctx, membership.DefaultBarrierWait)
+		var told struct{ Told int }
+		err := b.client.Post(limited, "/handshakes", nil, &told)
+		cancel()
+		switch {
+		case errors.Is(err, control.ErrNotRunning) || ctx.Err() != nil:
+		case err != nil:
+			b.log.Info("handshakes under way were not told to the other directors: those that last longer than the client waits for the first answer may fail", "err", err)
+		default:
+			b.log.Debug("handshakes told", "connections", told.Told)
+		}
+	}
+}
+
 // Run serves until ctx ends.
 func (b *barriers) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(barriersAtOnce)
+	g.SetLimit(barriersAtOnce + 1)
+	g.Go(func() error { b.tellHandshakes(ctx); return nil })
 	close(b.up)
 	for {
 		select {

@@ -14,6 +14,46 @@ import (
 	"saru/internal/control"
 )
 
+// When buckets are given away, the own syncd is asked to tell of handshakes; what
+// is given meanwhile is asked for once more, not each time.
+func TestHandshakesAreToldAfterGiving(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "syncd.sock")
+	asked, answer := make(chan struct{}, 10), make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /handshakes", func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		control.JSON(w, struct{ Told int }{3})
+	})
+	server, err := control.Listen("syncd", socket, mux)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBarriers(slog.New(slog.DiscardHandler), socket, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return b.Run(ctx) })
+	<-server.Ready()
+	b.given()
+	<-asked
+	for range 5 {
+		b.given()
+	}
+	answer <- struct{}{}
+	<-asked
+	close(answer)
+	b.given()
+	<-asked
+	cancel()
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if len(asked) != 0 {
+		t.Errorf("asked %d times more", len(asked))
+	}
+}
+
 // A barrier is reached when the own syncd says so; one that cannot reach it yet
 // is asked again; where none runs there is nothing to wait for.
 func TestBarriers(t *testing.T) {

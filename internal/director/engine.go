@@ -368,6 +368,10 @@ func (e *Engine) perform() {
 			e.apply(a)
 		case membership.Barrier:
 			e.barrier(a)
+		case membership.Give:
+			if e.barriers != nil {
+				e.barriers.given()
+			}
 		}
 	}
 	for len(e.later) > 0 {

@@ -32,11 +32,6 @@ const (
 	// injectAgain is how long to leave a kernel alone that does not take them.
 	injectAgain = time.Second
 
-	// captureLag is for how long what the kernel knows may be on its way to
-	// the mirror: two of the heartbeats that push records out of its sync
-	// threads, and a flush window.
-	captureLag = 110 * time.Millisecond
-
 	expireEvery   = time.Second
 	servicesEvery = 2 * time.Second
 
@@ -203,30 +198,6 @@ func (e *Engine) Resync(ctx context.Context) (int, error) {
 		return n, err
 	}
 	return n, e.toKernel.flushed(ctx)
-}
-
-// CatchUp waits until all that the named peer's kernel knew when CatchUp was
-// called was given to this one's, as far as its sync threads tell it.
-func (e *Engine) CatchUp(ctx context.Context, peer string) error {
-	if !task.Pause(ctx, captureLag) {
-		return ctx.Err()
-	}
-	if err := e.session.CatchUp(ctx, peer); err != nil {
-		return err
-	}
-	return e.toKernel.flushed(ctx)
-}
-
-// CatchUpBack waits until all that the own kernel knew when CatchUpBack was
-// called was sent to the peers, and is delivered at the named one.
-func (e *Engine) CatchUpBack(ctx context.Context, peer string) error {
-	if !task.Pause(ctx, captureLag) {
-		return ctx.Err()
-	}
-	if err := e.toPeers.flushed(ctx); err != nil {
-		return err
-	}
-	return e.session.Delivered(ctx, peer)
 }
 
 // join says that we are synced when we are: all that the peers held when we

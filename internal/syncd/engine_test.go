@@ -45,6 +45,7 @@ type fakeKernel struct {
 	onInject func(*conntable.Connection)
 	lose     int    // so many injections to come vanish without a word
 	during   func() // is called after a slice was read, before it is told
+	stats    func() KernelStats
 }
 
 type fakeEntry struct {
@@ -164,7 +165,12 @@ func (k *fakeKernel) Services() (Services, error) {
 	return Services{Targets: t, Connections: len(k.conns)}, nil
 }
 
-func (k *fakeKernel) Stats() KernelStats { return KernelStats{Source: "fake"} }
+func (k *fakeKernel) Stats() KernelStats {
+	if k.stats != nil {
+		return k.stats()
+	}
+	return KernelStats{Source: "fake"}
+}
 
 func (k *fakeKernel) get(key conntable.Key) (conntable.Connection, bool) {
 	k.mu.Lock()

@@ -20,6 +20,7 @@ import (
 //	GET  /trace    TraceEvent after TraceEvent, one a line, as they happen; the same filters, ?path=
 //	POST /resync   pulls everything again; Resynced when that is done
 //	POST /barrier  Barrier; answers when it is reached
+//	POST /handshakes  tells the peers of what is half open; Handshakes
 func (e *Engine) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, e.Status()) })
@@ -34,6 +35,7 @@ func (e *Engine) Handler() http.Handler {
 		control.JSON(w, Resynced{n, e.table.Len()})
 	})
 	mux.HandleFunc("POST /barrier", e.serveBarrier)
+	mux.HandleFunc("POST /handshakes", e.serveHandshakes)
 	return mux
 }
 
@@ -61,6 +63,20 @@ func (e *Engine) serveBarrier(w http.ResponseWriter, r *http.Request) {
 	default:
 		control.JSON(w, struct{}{})
 	}
+}
+
+// Handshakes is the answer of POST /handshakes.
+type Handshakes struct {
+	Told int `json:"told"`
+}
+
+func (e *Engine) serveHandshakes(w http.ResponseWriter, r *http.Request) {
+	told, err := e.TellHandshakes(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	control.JSON(w, Handshakes{told})
 }
 
 // Resynced is the answer of POST /resync.

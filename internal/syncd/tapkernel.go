@@ -59,7 +59,7 @@ func (k *tapKernel) Stats() KernelStats {
 
 // notCovered is what the sync threads and /proc cannot give.
 var notCovered = []string{
-	"handshakes that are not complete, and UDP of one-packet services: the kernel never tells of them",
+	"handshakes that are not complete, except when saru gives buckets away, and UDP of one-packet services: the kernel never tells of them",
 	"a server's reset, and what the server alone keeps alive: seen by the audit only (see its last pass for how often)",
 	"services with real servers of both address families: the kernel allows none beside its sync threads",
 	"what /proc does not show of connections that are older than syncd: sequence numbers (FTP), SIP call ids",

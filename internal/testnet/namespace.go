@@ -53,7 +53,7 @@ func Within(ns Namespace, do func() error) error {
 // Handle speaks of the namespace's links, from anywhere.
 func Handle(t *testing.T, ns Namespace) *netlink.Handle {
 	t.Helper()
-	h, err := netlink.NewHandleAt(ns)
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE) // others a kernel may lack
 	must(t, err)
 	t.Cleanup(h.Close)
 	return h

@@ -6,14 +6,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"saru/test/demo"
 	"saru/test/lab"
 )
 
-// TestMain lets the test binary be the client's process too.
+// TestMain lets the test binary be a client's process too.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == "opener" {
+		rate, err := strconv.Atoi(os.Args[3])
+		if err == nil {
+			err = openerMain(os.Args[2], rate, os.Stdout)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 3 && os.Args[1] == "client" {
 		if err := demo.ClientMain(os.Args[2]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
