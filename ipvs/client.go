@@ -321,8 +321,8 @@ func (c *Client) StartDaemon(d Daemon) error {
 	})
 }
 
-// stopAnswer is how long StopDaemon waits. The kernel answers before it returns
-// from the request, if at all.
+// stopAnswer is how long StopDaemon waits for the answer. The kernel gives it
+// before it returns from the request, if at all.
 const stopAnswer = 3 * time.Second
 
 // StopDaemon stops the sync thread of that role. Records that a master has
@@ -337,9 +337,22 @@ func (c *Client) StopDaemon(r Role) error {
 		ae.Uint32(daemonState, uint32(r))
 		return nil
 	})
+	data, err := ae.Encode()
+	if err != nil {
+		return err
+	}
+	request, err := c.conn.Send(message(cmdDelDaemon, data), c.family, netlink.Request|netlink.Acknowledge)
+	if err != nil {
+		return named(fmt.Sprintf("stop the %s sync thread", r), err, nil)
+	}
+	// From now on: the request itself takes as long as the thread goes on. An
+	// answer that comes after all would be taken for the next one's.
 	c.conn.SetReadDeadline(time.Now().Add(stopAnswer)) // fails only on what is no socket
-	_, err := c.encode(cmdDelDaemon, netlink.Acknowledge, ae)
+	_, answer, err := c.conn.Receive()
 	c.conn.SetReadDeadline(time.Time{})
+	if err == nil {
+		err = netlink.Validate(request, answer)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return c.stopped(r, err)
 	}
@@ -369,8 +382,11 @@ func (c *Client) encode(cmd uint8, flags netlink.HeaderFlags, ae *netlink.Attrib
 }
 
 func (c *Client) execute(cmd uint8, flags netlink.HeaderFlags, data []byte) ([]genetlink.Message, error) {
-	m := genetlink.Message{Header: genetlink.Header{Command: cmd, Version: familyVersion}, Data: data}
-	return c.conn.Execute(m, c.family, netlink.Request|flags)
+	return c.conn.Execute(message(cmd, data), c.family, netlink.Request|flags)
+}
+
+func message(cmd uint8, data []byte) genetlink.Message {
+	return genetlink.Message{Header: genetlink.Header{Command: cmd, Version: familyVersion}, Data: data}
 }
 
 // each calls fn with the nested attribute kind of each message.

@@ -83,15 +83,35 @@ func (e *Engine) TellHandshakes(ctx context.Context) (told int, err error) {
 		at = e.clock.Next() // what is captured from here on is newer
 		return ctx.Err()
 	}, func(k *Entry) {
-		var known conntable.Record
-		if k.Protocol != kernelsync.ProtoTCP || k.State != tcpSynRecv || k.Synced || !e.wants(&k.Connection) ||
-			e.table.Lookup(k.Key, &known) && !known.Deleted {
-			return
+		if k.Protocol == kernelsync.ProtoTCP && k.State == tcpSynRecv && !k.Synced && e.wants(&k.Connection) && e.tellHandshake(k, at) {
+			told++
 		}
-		r := conntable.Record{Connection: k.Connection, Version: at, Remaining: k.Remaining}
-		r.Timeout = max(r.Timeout, k.Remaining)
-		e.queued(e.table.Apply(&r, e.newsFor()))
-		told++
 	})
 	return told, err
+}
+
+// tellHandshake tells the peers of one, unless that is no news.
+func (e *Engine) tellHandshake(k *Entry, at conntable.Version) bool {
+	r := conntable.Record{Connection: k.Connection, Version: at, Remaining: k.Remaining}
+	r.Timeout = max(r.Timeout, k.Remaining)
+	var known conntable.Record
+	if e.table.Lookup(k.Key, &known) && !known.Deleted {
+		if !ended(&known.Connection) {
+			return false
+		}
+		// The client has used its port again. A kernel that has the old
+		// connection puts the new one in its place only if that counts as
+		// active (net/netfilter/ipvs/ip_vs_sync.c, ip_vs_proc_conn): else it
+		// goes on sending the client's packets to the old real server, whose
+		// reset ends the new connection.
+		r.Flags &^= conntable.FlagInactive
+	}
+	e.queued(e.table.Apply(&r, e.newsFor()))
+	return true
+}
+
+// ended reports whether no packet but a SYN can make c live again.
+func ended(c *conntable.Connection) bool {
+	const timeWait, lastAck = 5, 8 // IP_VS_TCP_S_...
+	return c.Protocol == kernelsync.ProtoTCP && (c.State == timeWait || c.State == tcpClose || c.State == lastAck)
 }

@@ -25,11 +25,17 @@ func TestHandshakesAreTold(t *testing.T) {
 		late := known
 		late.State = tcpSynRecv // the table was read before the mirror heard
 		a.kernel.serve(late)
+		reused := tcp(2, tcpClose, time.Hour) // ends, and its client uses the port again
+		reused.Flags |= conntable.FlagInactive
+		a.Captured(&reused)
+		again := reused
+		again.State, again.Dest = tcpSynRecv, realB
+		a.kernel.serve(again)
 		time.Sleep(2 * auditEvery)
 		if _, there := b.kernel.get(half.Key); there {
 			t.Fatal("the peer's kernel has a connection that is half open; nobody should have told it")
 		}
-		for i, want := range []int{1, 0} {
+		for i, want := range []int{2, 0} {
 			if told, err := a.TellHandshakes(t.Context()); err != nil || told != want {
 				t.Errorf("call %d told %d, %v; want %d", i, told, err, want)
 			}
@@ -37,6 +43,9 @@ func TestHandshakesAreTold(t *testing.T) {
 		}
 		if c, there := b.kernel.get(half.Key); !there || c.State != tcpSynRecv || c.Dest != half.Dest || c.Flags&conntable.FlagInactive == 0 {
 			t.Errorf("the peer's kernel has %+v, %v; want the connection that is half open", c, there)
+		}
+		if c, _ := b.kernel.get(again.Key); c.State != tcpSynRecv || c.Dest != realB || c.Flags&conntable.FlagInactive != 0 {
+			t.Errorf("the peer's kernel has %+v; want the new connection from a port that was used before, as active", c)
 		}
 		if c, _ := b.kernel.get(known.Key); c.State != established {
 			t.Errorf("the peer's kernel has %+v; want it established", c)
