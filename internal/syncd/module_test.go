@@ -227,8 +227,9 @@ func TestFirstPacketIsHeldBack(t *testing.T) {
 	}
 	st := l.status(0).Defer
 	t.Logf("%d of %d were not in d2's kernel when their client heard of them; %+v", missing, many, st)
-	// On a slow machine some may have waited in vain.
-	if missing > int(st.Late) || st.Held < many || st.Acked < many/2 {
+	// On a slow machine some may have waited in vain, or found no peer that could
+	// have answered in time.
+	if missing > int(st.Late+st.Passed) || st.Held+st.Passed < many || st.Acked < many/2 {
 		t.Errorf("%d missing: %+v", missing, st)
 	}
 	last := l.dial()
