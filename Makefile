@@ -36,6 +36,9 @@ LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnections
 # What a busy machine would spoil: in a guest whose clock counts instructions.
 COUNTED := ^Test(NewConnectionsThroughout|MigrationAndBack)$$
 
+# What "make test-kernels" boots.
+KERNELS ?= 6.1 6.12
+
 # How long a guest may run, for the tests of one package.
 LAB_TIMEOUT ?= 15m
 
@@ -72,8 +75,8 @@ test: deps build kmod ## everything: unit, native namespaces, the module's build
 	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(LONG_TESTS)'; } | $(GO) run ./test/cmd/testsum
 
 .PHONY: test-kernels
-test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12
-	@for k in 6.1 6.12; do \
+test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12 (KERNELS="6.1 6.12")
+	@for k in $(KERNELS); do \
 		$(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TIMEOUT=1h LAB_SKIP='$(subst $$,$$$$,$(COUNTED))'; \
 		$(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TESTS=./cmd/saru LAB_RUN='$(subst $$,$$$$,$(SARU_LAB))'; \
 		SARU_LAB_ACCEL=icount $(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TIMEOUT=1h LAB_FLAGS='--smp 1' LAB_TESTS=./test/e2e LAB_RUN='$(subst $$,$$$$,$(COUNTED))'; \

@@ -345,8 +345,9 @@ func (c *Client) StopDaemon(r Role) error {
 	if err != nil {
 		return named(fmt.Sprintf("stop the %s sync thread", r), err, nil)
 	}
-	// From now on: the request itself takes as long as the thread goes on. An
-	// answer that comes after all would be taken for the next one's.
+	// From now on: the request itself takes as long as the thread goes on, and its
+	// answer is there when it is over. One that was left unread would be taken for
+	// that of the next request; nobody else makes one meanwhile (Tap).
 	c.conn.SetReadDeadline(time.Now().Add(stopAnswer)) // fails only on what is no socket
 	_, answer, err := c.conn.Receive()
 	c.conn.SetReadDeadline(time.Time{})

@@ -109,6 +109,7 @@ type Core struct {
 	taking    partition.Set // wanted in rest before another gives them up
 	lingering partition.Set // kept in rest after they were given up
 	lingerAt  [MaxBuckets]time.Duration
+	gave      time.Duration // when handshakes were last to be told, of what will go
 	token     uint64
 
 	// voter
@@ -222,6 +223,7 @@ func (c *Core) Tick(now time.Duration) {
 	c.countSilence()
 	c.probeAll()
 	c.judgeSelf()
+	c.give()
 	c.endLinger()
 	c.settleState()
 	c.step()

@@ -1,15 +1,19 @@
 package membership
 
-import "saru/partition"
+import (
+	"time"
+
+	"saru/partition"
+)
 
 // Hand-over of a bucket from a living director to another, make before break:
 //
 //	taker                                  giver
-//	prepare: the assignment says mine,     Give: the handshakes so far
-//	  the giver has it open: Barrier
+//	prepare: the assignment says mine,     give: Give, the handshakes so far, until
+//	  the giver has it open: Barrier         the taker is ready
 //	caughtUp: rest += b, read back
 //	heartbeat: rest(b)            ──────►  releases: open -= b, read back; rest stays
-//	wants, granted, settle        ◄──────  heartbeat without b; Give: those begun since
+//	wants, granted, settle        ◄──────  heartbeat without b; Give, those begun since
 //	open += b                     ──────►  endLinger: after a while, when the taker
 //	                                       serves and has caught up: rest -= b
 
@@ -56,6 +60,21 @@ func (c *Core) prepare() {
 		if p.in.token != 0 {
 			c.later(p.in.at + c.cfg.BarrierWait)
 		}
+	}
+}
+
+// giveEvery is shorter than the second after which a client repeats a SYN.
+const giveEvery = 500 * time.Millisecond
+
+// give has handshakes told in buckets that will be another's, as long as that one
+// may be waiting for connections.
+func (c *Core) give() {
+	if c.open.Empty() || c.mine.Contains(c.open) || c.now-c.adopted >= c.cfg.BarrierWait {
+		return
+	}
+	if c.gave < c.adopted || c.now-c.gave >= giveEvery {
+		c.gave = c.now
+		c.do(Action{Kind: Give})
 	}
 }
 

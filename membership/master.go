@@ -92,9 +92,7 @@ func (c *Core) adopt(a *Assignment) {
 	c.mine = a.Owned(c.id, c.cfg.Incarnation)
 	c.since = c.seat(c.id, c.cfg.Incarnation, c.cfg.Weight).Since
 	c.observeMoves(before)
-	if !c.mine.Contains(c.open) {
-		c.do(Action{Kind: Give})
-	}
+	c.give()
 }
 
 // Owned returns the buckets that a gives to one incarnation of a node.

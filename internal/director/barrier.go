@@ -34,20 +34,21 @@ type barrier struct {
 }
 
 // barriers asks the own syncd, and tells when a barrier is reached. Without a
-// syncd there is nothing to wait for. It is a task.
+// syncd there is nothing to wait for. It also has syncd tell of handshakes, for
+// which nobody waits. It is a task.
 type barriers struct {
 	log      *slog.Logger
 	reached  func(ctx context.Context, token uint64)
 	client   *control.Client
 	requests chan barrier
-	gave     chan struct{}
+	half     chan struct{} // handshakes are to be told
 	up       chan struct{}
 }
 
 func newBarriers(log *slog.Logger, socket string, reached func(ctx context.Context, token uint64)) *barriers {
 	return &barriers{
 		log: log, reached: reached, client: control.NewClient(socket), requests: make(chan barrier, barriersWaiting),
-		gave: make(chan struct{}, 1), up: make(chan struct{}),
+		half: make(chan struct{}, 1), up: make(chan struct{}),
 	}
 }
 
@@ -64,22 +65,22 @@ func (b *barriers) request(r barrier) {
 	}
 }
 
-// given has the other directors told of the handshakes that are under way, of
+// handshakes has the other directors told of the handshakes that are under way, of
 // which some are in buckets that this one gives away. It never waits.
-func (b *barriers) given() {
+func (b *barriers) handshakes() {
 	select {
-	case b.gave <- struct{}{}:
+	case b.half <- struct{}{}:
 	default: // the question that waits covers these too
 	}
 }
 
-// tellHandshakes asks the own syncd, whenever buckets are given away.
+// tellHandshakes asks the own syncd for that, one question after another.
 func (b *barriers) tellHandshakes(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-b.gave:
+		case <-b.half:
 		}
 		limited, cancel := context.WithTimeout(ctx, membership.DefaultBarrierWait)
 		var told struct{ Told int }

@@ -35,15 +35,15 @@ func TestHandshakesAreToldAfterGiving(t *testing.T) {
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return b.Run(ctx) })
 	<-server.Ready()
-	b.given()
+	b.handshakes()
 	<-asked
 	for range 5 {
-		b.given()
+		b.handshakes()
 	}
 	answer <- struct{}{}
 	<-asked
 	close(answer)
-	b.given()
+	b.handshakes()
 	<-asked
 	cancel()
 	if err := g.Wait(); err != nil {

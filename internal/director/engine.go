@@ -370,7 +370,7 @@ func (e *Engine) perform() {
 			e.barrier(a)
 		case membership.Give:
 			if e.barriers != nil {
-				e.barriers.given()
+				e.barriers.handshakes()
 			}
 		}
 	}

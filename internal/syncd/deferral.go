@@ -187,9 +187,6 @@ func (d *deferral) told(recs []conntable.Record, sequence uint64) {
 	}
 }
 
-// tcpSynRecv is IP_VS_TCP_S_SYN_RECV.
-const tcpSynRecv = 3
-
 func (d *deferral) rememberLocked(k opening, sequence uint64) {
 	if _, had := d.recent[k]; !had {
 		if len(d.aged) >= maxRecent {

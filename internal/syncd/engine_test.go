@@ -80,6 +80,9 @@ func (k *fakeKernel) Inject(conns []conntable.Connection) error {
 		}
 		k.conns[c.Key] = c
 		e := k.table[c.Key]
+		if e != nil && time.Until(e.until) > 0 && !c.Template && e.Dest != c.Dest && c.Flags&conntable.FlagInactive != 0 {
+			continue // ip_vs_proc_conn: taken for the end of what was replaced
+		}
 		if e == nil {
 			e = &fakeEntry{Connection: c, synced: true}
 			k.table[c.Key] = e
@@ -150,10 +153,17 @@ func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
 		during()
 	}
 	for i := range all {
+		if i > 0 && i%slice == 0 {
+			if err := pace(); err != nil {
+				return err
+			}
+		}
 		fn(&all[i])
 	}
 	return nil
 }
+
+const slice = 60 // entries that the kernel tells in one read
 
 func (k *fakeKernel) Services() (Services, error) {
 	k.mu.Lock()

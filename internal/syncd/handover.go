@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/ownership"
 	"saru/internal/task"
 	"saru/syncproto/kernelsync"
 )
@@ -20,13 +21,22 @@ const (
 	// captureBeats is how many heartbeats' return shows the same on a machine
 	// that is busy: one may have been under way, one pushes.
 	captureBeats = 2
-	// handshakesAmong bounds the table that is read for handshakes. Reading it
-	// takes a time that grows with the square of its size.
-	handshakesAmong = 1 << 15
+	// handshakesAmong bounds the table that is read for handshakes: the time that
+	// takes grows with the square of its size. handshakesAtOnce bounds how many
+	// are told, so that a flood of SYNs here is none for the peers.
+	handshakesAmong  = 1 << 15
+	handshakesAtOnce = 1 << 12
+	handshakesWithin = 5 * time.Second
+)
+
+var (
+	errLongTable      = fmt.Errorf("the kernel's table has more than %d connections: too many to look for handshakes among them", handshakesAmong)
+	errManyHandshakes = fmt.Errorf("more than %d handshakes are under way: the others are not told", handshakesAtOnce)
 )
 
 // CatchUp waits until all that the named peer's kernel knew when CatchUp was
-// called was given to this one's, as far as its sync threads tell it.
+// called was given to this one's, as far as its sync threads tell it. How far
+// these are behind only the peer can see, so a time must do.
 func (e *Engine) CatchUp(ctx context.Context, peer string) error {
 	if !task.Pause(ctx, captureLag) {
 		return ctx.Err()
@@ -65,24 +75,32 @@ func (e *Engine) capturedAll(ctx context.Context) error {
 	}
 }
 
-// TellHandshakes tells the peers of the TCP connections that the kernel has
-// half open, which its sync threads never do, and returns how many they are.
-// Whoever gets the buckets they are in then answers a SYN that is repeated with
-// the same real server, and a handshake that lasts long does not depend on how
-// long the giver lingers. The module tells of them by itself. The error says
-// what is too much: then they are not told.
+// TellHandshakes tells the peers of the TCP connections that the kernel has half
+// open (SYN_RECV), which its sync threads never do, and returns how many were
+// told. Whoever gets the buckets they are in then answers a SYN that is repeated
+// with the same real server, and a handshake that lasts long does not depend on
+// how long the giver lingers. The module tells of them by itself. The error says
+// that not all were told, and why.
 func (e *Engine) TellHandshakes(ctx context.Context) (told int, err error) {
 	if e.kernel.Stats().Source == SourceModule {
 		return 0, nil
 	}
-	if n := e.table.Len(); n > handshakesAmong {
-		return 0, fmt.Errorf("the table has %d connections: too many to look for handshakes among them, the limit is %d", n, handshakesAmong)
-	}
+	ctx, cancel := context.WithTimeout(ctx, handshakesWithin)
+	defer cancel()
 	var at conntable.Version
+	read := 0
 	err = e.kernel.Entries(func() error {
+		switch {
+		case read > handshakesAmong:
+			return errLongTable
+		case told >= handshakesAtOnce:
+			return errManyHandshakes
+		}
+		e.clock.Turn()
 		at = e.clock.Next() // what is captured from here on is newer
 		return ctx.Err()
 	}, func(k *Entry) {
+		read++
 		if k.Protocol == kernelsync.ProtoTCP && k.State == tcpSynRecv && !k.Synced && e.wants(&k.Connection) && e.tellHandshake(k, at) {
 			told++
 		}
@@ -90,20 +108,28 @@ func (e *Engine) TellHandshakes(ctx context.Context) (told int, err error) {
 	return told, err
 }
 
-// tellHandshake tells the peers of one, unless that is no news.
+// tellHandshake tells the peers of one, unless that is no news, or another
+// director's affair: a SYN that was repeated after the bucket had moved was
+// scheduled anew there.
 func (e *Engine) tellHandshake(k *Entry, at conntable.Version) bool {
+	if whose, _ := e.owner.Of(time.Now(), &k.Key); whose == ownership.Elsewhere {
+		return false
+	}
+	var known conntable.Record
+	there := e.table.Lookup(k.Key, &known)
+	again := there && (known.Dest != k.Dest || !known.Deleted && ended(&known.Connection))
+	if there && !known.Deleted && !again {
+		return false
+	}
 	r := conntable.Record{Connection: k.Connection, Version: at, Remaining: k.Remaining}
 	r.Timeout = max(r.Timeout, k.Remaining)
-	var known conntable.Record
-	if e.table.Lookup(k.Key, &known) && !known.Deleted {
-		if !ended(&known.Connection) {
-			return false
-		}
-		// The client has used its port again. A kernel that has the old
-		// connection puts the new one in its place only if that counts as
-		// active (net/netfilter/ipvs/ip_vs_sync.c, ip_vs_proc_conn): else it
-		// goes on sending the client's packets to the old real server, whose
-		// reset ends the new connection.
+	// A kernel that has the key with another real server leaves that alone if
+	// the record is inactive, and puts the new connection in its place if not
+	// (net/netfilter/ipvs/ip_vs_sync.c, ip_vs_proc_conn). What the taker may have
+	// scheduled itself stays. But where the client has used its port again, the
+	// old connection goes: its real server's reset would end the new one.
+	r.Flags |= conntable.FlagInactive
+	if again {
 		r.Flags &^= conntable.FlagInactive
 	}
 	e.queued(e.table.Apply(&r, e.newsFor()))
@@ -112,6 +138,5 @@ func (e *Engine) tellHandshake(k *Entry, at conntable.Version) bool {
 
 // ended reports whether no packet but a SYN can make c live again.
 func ended(c *conntable.Connection) bool {
-	const timeWait, lastAck = 5, 8 // IP_VS_TCP_S_...
-	return c.Protocol == kernelsync.ProtoTCP && (c.State == timeWait || c.State == tcpClose || c.State == lastAck)
+	return c.Protocol == kernelsync.ProtoTCP && (c.State == tcpTimeWait || c.State == tcpClose || c.State == tcpLastAck)
 }

@@ -35,7 +35,12 @@ func TestHandshakesAreTold(t *testing.T) {
 		if _, there := b.kernel.get(half.Key); there {
 			t.Fatal("the peer's kernel has a connection that is half open; nobody should have told it")
 		}
-		for i, want := range []int{2, 0} {
+		reset := tcp(3, established, time.Hour) // its server's reset was not told, and its port is used again
+		a.Captured(&reset)
+		anew := reset
+		anew.State, anew.Dest = tcpSynRecv, realA
+		a.kernel.serve(anew)
+		for i, want := range []int{3, 0} {
 			if told, err := a.TellHandshakes(t.Context()); err != nil || told != want {
 				t.Errorf("call %d told %d, %v; want %d", i, told, err, want)
 			}
@@ -44,8 +49,10 @@ func TestHandshakesAreTold(t *testing.T) {
 		if c, there := b.kernel.get(half.Key); !there || c.State != tcpSynRecv || c.Dest != half.Dest || c.Flags&conntable.FlagInactive == 0 {
 			t.Errorf("the peer's kernel has %+v, %v; want the connection that is half open", c, there)
 		}
-		if c, _ := b.kernel.get(again.Key); c.State != tcpSynRecv || c.Dest != realB || c.Flags&conntable.FlagInactive != 0 {
-			t.Errorf("the peer's kernel has %+v; want the new connection from a port that was used before, as active", c)
+		for _, want := range []conntable.Connection{again, anew} {
+			if e, _ := b.kernel.entry(want.Key); e.State != tcpSynRecv || e.Dest != want.Dest {
+				t.Errorf("the peer's kernel has %+v; want the new connection from a port that was used before, to %v", e.Connection, want.Dest)
+			}
 		}
 		if c, _ := b.kernel.get(known.Key); c.State != established {
 			t.Errorf("the peer's kernel has %+v; want it established", c)
@@ -53,18 +60,31 @@ func TestHandshakesAreTold(t *testing.T) {
 	})
 }
 
-// In a table that is too long to be read in time nobody looks for handshakes.
+// A table that is too long is not read to its end, and of a flood of SYNs some are
+// told.
 func TestHandshakesOfALongTable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := start(t, peertest.New(52), 1, newFakeKernel())
-		for i := range handshakesAmong + 1 {
-			c := tcp(i, established, time.Minute)
-			a.Captured(&c)
-		}
-		if told, err := a.TellHandshakes(t.Context()); err == nil || told != 0 {
-			t.Errorf("told %d handshakes of a table of %d; want an error", told, a.table.Len())
-		}
-	})
+	for name, tc := range map[string]struct {
+		state   uint16
+		many    int
+		told    int
+		because error
+	}{
+		"long":    {established, 2 * handshakesAmong, 0, errLongTable},
+		"a flood": {tcpSynRecv, 2 * handshakesAtOnce, handshakesAtOnce, errManyHandshakes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := start(t, peertest.New(52), 1, newFakeKernel())
+				for i := range tc.many {
+					a.kernel.serve(tcp(i, tc.state, time.Minute))
+				}
+				told, err := a.TellHandshakes(t.Context())
+				if !errors.Is(err, tc.because) || told < tc.told || told > tc.told+100 {
+					t.Errorf("told %d of %d, %v; want %d and %v", told, tc.many, err, tc.told, tc.because)
+				}
+			})
+		})
+	}
 }
 
 // The barrier waits for the kernel's heartbeats, not for a time, when these

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 
@@ -71,6 +72,9 @@ type Handshakes struct {
 }
 
 func (e *Engine) serveHandshakes(w http.ResponseWriter, r *http.Request) {
+	// Only who has read the body is told when the client goes. What is in it does
+	// not matter.
+	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
 	told, err := e.TellHandshakes(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -306,8 +306,6 @@ func forLegacy(r *conntable.Record) conntable.Connection {
 	return c
 }
 
-const tcpClose = 6
-
 // A legacyWalk goes through the table, at its own pace, and begins anew when
 // the time has come.
 type legacyWalk struct {

@@ -59,7 +59,7 @@ func (k *tapKernel) Stats() KernelStats {
 
 // notCovered is what the sync threads and /proc cannot give.
 var notCovered = []string{
-	"handshakes that are not complete, except when saru gives buckets away, and UDP of one-packet services: the kernel never tells of them",
+	"handshakes that are not complete, but those of TCP when saru gives buckets away, and UDP of one-packet services: the kernel never tells of them",
 	"a server's reset, and what the server alone keeps alive: seen by the audit only (see its last pass for how often)",
 	"services with real servers of both address families: the kernel allows none beside its sync threads",
 	"what /proc does not show of connections that are older than syncd: sequence numbers (FTP), SIP call ids",
@@ -208,17 +208,33 @@ func (k *known) complete(c *conntable.Connection) {
 	default:
 		c.Timeout = k.timeout(c.Protocol, c.State)
 	}
-	if !c.Template && c.Protocol == protoTCP && c.State != tcpEstablished {
+	if !c.Template && c.Protocol == protoTCP && !countsActive(c.State) {
 		c.Flags |= conntable.FlagInactive
 	}
 }
 
 const (
-	protoTCP       = 6
-	protoUDP       = 17
-	tcpEstablished = 1
-	tcpFinWait     = 4
+	protoTCP = 6
+	protoUDP = 17
 )
+
+// IP_VS_TCP_S_... of include/net/ip_vs.h.
+const (
+	tcpEstablished = 1
+	tcpSynSent     = 2
+	tcpSynRecv     = 3
+	tcpFinWait     = 4
+	tcpTimeWait    = 5
+	tcpClose       = 6
+	tcpLastAck     = 8
+	tcpSynAck      = 10
+)
+
+// countsActive reports whether the kernel counts a TCP connection in this state among
+// the active ones (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_state_active_table).
+func countsActive(state uint16) bool {
+	return state == tcpEstablished || state == tcpSynSent || state == tcpSynRecv || state == tcpSynAck
+}
 
 // tcpTimeouts are the kernel's, in seconds by state
 // (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).

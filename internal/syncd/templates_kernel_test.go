@@ -66,6 +66,9 @@ func TestTemplatesThatDisagreeInTwoKernels(t *testing.T) {
 	for i := range 2 {
 		l.hears(i, true)
 	}
+	defer func() {
+		t.Logf("first %s, second %s; now d1 has %s, %+v, d2 has %s, %+v", first, second, l.templateAt(0), l.status(0).Templates, l.templateAt(1), l.status(1).Templates)
+	}()
 	testnet.Await(t, "both kernels have the later choice", func() bool { return l.templateAt(0) == second && l.templateAt(1) == second })
 	if st := l.status(0).Templates; st.Conflicts != 1 || st.Left != 0 {
 		t.Errorf("d1: %+v", st)
