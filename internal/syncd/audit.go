@@ -243,6 +243,12 @@ func (a *audit) usedSince(k *Entry, r *conntable.Record) bool {
 func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
 	n := *r
 	n.Version, n.Deleted, n.Dest, n.State, n.Remaining = a.at, false, k.Dest, k.State, k.Remaining
+	if k.Template && !r.Deleted && k.Dest == r.Dest && a.e.vouched(r) {
+		// The same choice as before: one that another director made later
+		// outranks it. The kernel marks templates as assured without a word
+		// (include/net/ip_vs.h, ip_vs_control_assure_ct).
+		n.Version = conntable.Version{Clock: r.Version.Clock + 1, Node: r.Version.Node}
+	}
 	n.Timeout = max(timeout, k.Remaining)
 	const counted = conntable.FlagInactive
 	n.Flags = n.Flags&^counted | k.Flags&counted

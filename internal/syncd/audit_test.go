@@ -2,6 +2,7 @@ package syncd
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -337,13 +338,20 @@ func TestHeldUntilTheRealServerAppears(t *testing.T) {
 
 // Two directors that chose for one client come to one choice, in both kernels.
 func TestTemplatesThatDisagreeAreBroughtToOne(t *testing.T) {
+	for keep, within := range []time.Duration{20 * time.Second, 45 * time.Second, 80 * time.Second} {
+		t.Run(fmt.Sprintf("%d deletions lost", keep), func(t *testing.T) { testTemplatesThatDisagree(t, keep, within) })
+	}
+}
+
+func testTemplatesThatDisagree(t *testing.T, keep int, within time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := pair(t, 27)
+		a.kernel.keep = keep
 		mine, other := template("10.1.0.9", realA), template("10.1.0.9", realB)
 		a.capture(mine)
 		time.Sleep(time.Second)
 		b.capture(other)
-		time.Sleep(20 * time.Second)
+		time.Sleep(within)
 		for _, n := range []*node{a, b} {
 			if e, ok := n.kernel.entry(mine.Key); !ok || e.Dest != realB {
 				t.Errorf("%s: the kernel has %+v, %v; want the later choice %v", n.node, e, ok, realB)
@@ -351,6 +359,32 @@ func TestTemplatesThatDisagreeAreBroughtToOne(t *testing.T) {
 		}
 		if st := a.Status().Templates; st.Conflicts != 1 || st.Left != 0 {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What the audit sees of a template does not make its choice a later one.
+func TestTemplatesStateIsNoLaterChoice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 27)
+		mine := template("10.1.0.9", realA)
+		mine.State = 0
+		a.capture(mine)
+		time.Sleep(time.Second)
+		chosen := a.clock.Now()
+		time.Sleep(10 * time.Second)
+		mine.State = 1       // assured
+		a.kernel.serve(mine) // without a word
+		time.Sleep(20 * time.Second)
+		var r conntable.Record
+		if !b.table.Lookup(mine.Key, &r) || r.State != 1 {
+			t.Fatalf("the peer has %+v; want state 1", r)
+		}
+		if r.Version.Clock >= chosen {
+			t.Errorf("the peer has version %d; want the choice's, before %d", r.Version.Clock, chosen)
+		}
+		if e, _ := b.kernel.entry(mine.Key); e.State != 1 {
+			t.Errorf("the peer's kernel has %+v; want state 1", e)
 		}
 	})
 }

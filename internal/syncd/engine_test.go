@@ -44,6 +44,7 @@ type fakeKernel struct {
 	fail     error
 	onInject func(*conntable.Connection)
 	lose     int    // so many injections to come vanish without a word
+	keep     int    // so many deletions to come do
 	during   func() // is called after a slice was read, before it is told
 	stats    func() KernelStats
 }
@@ -99,9 +100,13 @@ func (k *fakeKernel) Inject(conns []conntable.Connection) error {
 func (k *fakeKernel) Delete(c conntable.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.deleted++
+	if k.keep > 0 {
+		k.keep--
+		return nil
+	}
 	delete(k.conns, c.Key)
 	delete(k.table, c.Key)
-	k.deleted++
 	return nil
 }
 

@@ -10,12 +10,15 @@ import (
 const (
 	// templatesEvery is how often the templates being replaced are looked at.
 	templatesEvery = time.Second
-	// templateGone is for how long to wait until a deleted template is gone.
+	// templateGone is for how long to wait until a deleted template is gone,
+	// and as long again until the audit may say that it is not. Both double
+	// with every try, up to templateSlow.
 	templateGone = 3 * time.Second
-	// templateAgain is when one that did not go is tried again. The kernel
-	// keeps a template with a connection for 60 s whatever it is told
-	// (ip_vs_conn.c, ip_vs_conn_expire).
-	templateAgain = time.Minute
+	templateSlow = 30 * time.Second
+	// templateDone is how long a replacement is remembered. The kernel keeps a
+	// template with a connection for 60 s whatever it is told, and then tells
+	// of it anew (ip_vs_conn.c, ip_vs_conn_expire).
+	templateDone = time.Minute
 	// maxTemplates bounds the templates being replaced.
 	maxTemplates = 4096
 )
@@ -35,7 +38,8 @@ type templates struct {
 type replacement struct {
 	old     conntable.Connection
 	deleted time.Time // zero: not yet
-	told    bool      // the new one was injected
+	told    time.Time // when the new one was injected; zero: not yet
+	tries   int       // that came to nothing
 }
 
 // replaceTemplate begins to replace old, a template of the kernel, by what the
@@ -44,7 +48,8 @@ func (e *Engine) replaceTemplate(old conntable.Connection) {
 	t := &e.templates
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.replaced[old.Key] != nil {
+	if r := t.replaced[old.Key]; r != nil {
+		r.again(old, time.Now())
 		return
 	}
 	t.conflicts++
@@ -58,6 +63,20 @@ func (e *Engine) replaceTemplate(old conntable.Connection) {
 	t.replaced[old.Key] = &replacement{old: old}
 }
 
+// again begins anew if the kernel still has the old one long after it was told
+// of the new one: a record was lost, or a slow kernel took the new one before
+// the old one had died.
+func (r *replacement) again(old conntable.Connection, now time.Time) {
+	if !r.told.IsZero() && now.Sub(r.told) >= r.patience() {
+		*r = replacement{old: old, tries: r.tries + 1}
+	}
+}
+
+// patience is how long the kernel is given.
+func (r *replacement) patience() time.Duration {
+	return min(templateGone<<min(r.tries, 8), templateSlow)
+}
+
 // replacingTemplate reports whether k is a template that is to go before it is
 // injected.
 func (e *Engine) replacingTemplate(k *conntable.Key) bool {
@@ -68,7 +87,7 @@ func (e *Engine) replacingTemplate(k *conntable.Key) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.replaced[*k]
-	return r != nil && !r.told
+	return r != nil && r.told.IsZero()
 }
 
 // replaceTemplates goes on with what replaceTemplate began.
@@ -92,15 +111,15 @@ func (t *templates) turn(now time.Time) (doomed []conntable.Connection, due []co
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k, r := range t.replaced {
-		switch age := now.Sub(r.deleted); {
+		switch {
 		case r.deleted.IsZero():
 			r.deleted = now
 			doomed = append(doomed, r.old)
-		case age >= templateAgain:
-			delete(t.replaced, k)
-		case age >= templateGone && !r.told:
-			r.told = true
+		case r.told.IsZero() && now.Sub(r.deleted) >= r.patience():
+			r.told = now
 			due = append(due, k)
+		case !r.told.IsZero() && now.Sub(r.told) >= templateDone:
+			delete(t.replaced, k)
 		}
 	}
 	return doomed, due
