@@ -76,6 +76,7 @@ func (b *barriers) handshakes() {
 
 // tellHandshakes asks the own syncd for that, one question after another.
 func (b *barriers) tellHandshakes(ctx context.Context) {
+	why := "" // not all were told, the last time
 	for {
 		select {
 		case <-ctx.Done():
@@ -88,9 +89,12 @@ func (b *barriers) tellHandshakes(ctx context.Context) {
 		cancel()
 		switch {
 		case errors.Is(err, control.ErrNotRunning) || ctx.Err() != nil:
+		case err != nil && err.Error() == why: // twice a second while buckets move
 		case err != nil:
+			why = err.Error()
 			b.log.Info("handshakes under way were not told to the other directors: those that last longer than the client waits for the first answer may fail", "err", err)
 		default:
+			why = ""
 			b.log.Debug("handshakes told", "connections", told.Told)
 		}
 	}

@@ -20,4 +20,6 @@ func (st *Status) scrapeAudit(s *metrics.Sink) {
 	s.Flag("ownership_known", "1 if saru tells which connections are active here.", st.Ownership.Known)
 	s.Counter("contested_total", "Peers' records refused, of connections that are served here.", st.Ownership.Contested)
 	s.Counter("refreshes_suppressed_total", "Refreshes that the peers need not hear of.", st.Sent.Suppressed)
+	s.Counter("retold_total", "Connections told again lest the peers let them die.", st.Sent.Retold)
+	s.Counter("handshakes_told_total", "Half-open connections told since saru gave buckets away.", st.Sent.Handshakes)
 }

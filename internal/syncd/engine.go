@@ -98,6 +98,7 @@ type Engine struct {
 	expired    atomic.Uint64
 	suppressed atomic.Uint64 // refreshes that the peers need not hear of
 	retold     atomic.Uint64 // told since the peers would have let them die
+	handshakes atomic.Uint64 // told since saru gave buckets away
 	heldBack   atomic.Uint64 // records whose real server is unknown here
 	services   atomic.Pointer[Services]
 	servers    atomic.Pointer[servers] // of services

@@ -105,6 +105,7 @@ func (e *Engine) TellHandshakes(ctx context.Context) (told int, err error) {
 			told++
 		}
 	})
+	e.handshakes.Add(uint64(told))
 	return told, err
 }
 

@@ -46,6 +46,9 @@ func TestHandshakesAreTold(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		if n := a.Status().Sent.Handshakes; n != 3 {
+			t.Errorf("the status counts %d handshakes told, want 3", n)
+		}
 		if c, there := b.kernel.get(half.Key); !there || c.State != tcpSynRecv || c.Dest != half.Dest || c.Flags&conntable.FlagInactive == 0 {
 			t.Errorf("the peer's kernel has %+v, %v; want the connection that is half open", c, there)
 		}

@@ -24,6 +24,8 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	s.Gauge("kernel_connections", "Connections that the kernel counts at real servers.", float64(st.Connections.Kernel))
 	s.Gauge("kernel_table_buckets", "Buckets of the kernel's connection table.", float64(st.Connections.Buckets))
 	s.Counter("kernel_captured_total", "Records that the kernel told.", st.Kernel.Captured)
+	s.Counter("kernel_found_total", "Connections that the kernel held when this node started, or told of late.", st.Kernel.Found)
+	s.Counter("kernel_held_back_total", "Records not injected since their real server was unknown here.", st.Kernel.HeldBack)
 	s.Counter("kernel_injected_total", "Records that the kernel was told.", st.Kernel.Injected)
 	s.Counter("kernel_reinjected_total", "Connections told again, since the kernel lacked them or their real server appeared.", st.Kernel.Reinjected)
 	s.Counter("kernel_drops_total", "Records lost on the way to or from the kernel.", st.Kernel.Drops)

@@ -98,6 +98,7 @@ type SentCounts struct {
 	Records    uint64 `json:"records"`
 	Suppressed uint64 `json:"suppressed"` // refreshes that the peers need not hear of
 	Retold     uint64 `json:"retold"`     // connections told again lest the peers let them die
+	Handshakes uint64 `json:"handshakes"` // half-open connections told since saru gave buckets away
 }
 
 // Status returns the present status. It does not look at all connections.
@@ -134,7 +135,7 @@ func (e *Engine) Status() Status {
 	st.Kernel.HeldBack, st.Audit = e.heldBack.Load(), e.audit.Counts()
 	st.Templates.Conflicts, st.Templates.Left = e.templates.counts()
 	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()
-	st.Sent.Suppressed, st.Sent.Retold = e.suppressed.Load(), e.retold.Load()
+	st.Sent.Suppressed, st.Sent.Retold, st.Sent.Handshakes = e.suppressed.Load(), e.retold.Load(), e.handshakes.Load()
 	for o := range e.outcomes {
 		st.Records[conntable.Outcome(o).String()] = e.outcomes[o].Load()
 	}
@@ -168,8 +169,12 @@ func (st *Status) Print(w io.Writer) error {
 	if st.Templates.Conflicts > 0 {
 		fmt.Fprintf(ew, "  templates    %d that directors disagreed on, %d of them left alone\n", st.Templates.Conflicts, st.Templates.Left)
 	}
-	fmt.Fprintf(ew, "  sent         %d records in %d datagrams, %d refreshes held back; up for %v\n",
-		st.Sent.Records, st.Sent.Datagrams, st.Sent.Suppressed, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
+	handshakes := ""
+	if st.Sent.Handshakes > 0 {
+		handshakes = fmt.Sprintf(", %d handshakes as buckets moved", st.Sent.Handshakes)
+	}
+	fmt.Fprintf(ew, "  sent         %d records in %d datagrams, %d refreshes held back%s; up for %v\n",
+		st.Sent.Records, st.Sent.Datagrams, st.Sent.Suppressed, handshakes, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
 	st.Legacy.print(ew)
 	fmt.Fprintln(ew)
 	st.printPeers(ew)

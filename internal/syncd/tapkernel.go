@@ -22,7 +22,7 @@ type tapKernel struct {
 
 // A lister reads what IPVS is configured for.
 type lister struct {
-	client *ipvs.Client // watchServices' own
+	client *ipvs.Client
 }
 
 // openTap starts the sync threads, which tell captured. stateFile keeps what
