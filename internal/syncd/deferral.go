@@ -3,6 +3,8 @@ package syncd
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"saru/conntable"
+	"saru/internal/metrics"
 	"saru/ipvs/firstpacket"
 )
 
@@ -289,6 +292,30 @@ func (d *deferral) counts() *DeferCounts {
 	return &DeferCounts{
 		Held: d.deferred.Load(), Acked: d.acked.Load(), Late: d.late.Load(), Passed: d.passed.Load(),
 		MaxMS: d.max.Milliseconds(), Waiting: waiting, InEffect: d.usable(),
+	}
+}
+
+func (c *DeferCounts) scrape(s *metrics.Sink) {
+	if c == nil {
+		return
+	}
+	s.Flag("defer_in_effect", "1 if first packets are held back: there are a peer and the module.", c.InEffect)
+	s.Gauge("defer_max_seconds", "How long a first packet may be held back.", float64(c.MaxMS)/1000)
+	s.Gauge("defer_waiting", "First packets that are held back now.", float64(c.Waiting))
+	s.Counter("defer_held_total", "First packets that were held back.", c.Held)
+	s.Counter("defer_acknowledged_total", "First packets let go since a peer has the connection.", c.Acked)
+	s.Counter("defer_late_total", "First packets let go since the time was over.", c.Late)
+	s.Counter("defer_passed_total", "First packets that were not held back: known before, no peer, no module, or too many.", c.Passed)
+}
+
+func (c *DeferCounts) print(w io.Writer) {
+	if c == nil {
+		return
+	}
+	fmt.Fprintf(w, "  defer        %s held back, %d of them until a peer had the connection, %d for all of %d ms; %d passed, %d waiting\n",
+		number(int(c.Held), "first packet"), c.Acked, c.Late, c.MaxMS, c.Passed, c.Waiting)
+	if !c.InEffect {
+		fmt.Fprintf(w, "  DEFER IS NOT IN EFFECT: no peer is heard, or the kernel module is not loaded\n")
 	}
 }
 

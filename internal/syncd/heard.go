@@ -72,7 +72,7 @@ func (e *Engine) heardAt(k *usersync.Record, v conntable.Version) {
 	r.PEData = slices.Clone(k.PEData)
 	least := time.Duration(0)
 	if k.Kind == usersync.KindUpdate {
-		least = refreshLeast
+		least = heldFrom(e.entries())
 	}
 	// Two tellings within a microsecond: the one that came last counts.
 	for range 4 {

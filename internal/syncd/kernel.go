@@ -51,6 +51,12 @@ type Services struct {
 	Items       []peer.ServiceItem
 }
 
+// noSourceCovers is what IPVS does not keep, so that no source can tell of it.
+var noSourceCovers = []string{
+	"FTP through LVS-NAT: what moves a control connection's sequence numbers is conntrack's, so it outlives its director only " +
+		"if the virtual address has as many digits as the real server's",
+}
+
 // KernelStats is what became of what passed between us and the kernel.
 type KernelStats struct {
 	Source     string   // "daemon": the kernel's sync threads

@@ -88,6 +88,7 @@ func (b *Bridge) scrape(s *metrics.Sink) {
 	s.Counter("legacy_taken_total", "Records of legacy directors that were news.", st.Taken)
 	s.Counter("legacy_told_total", "Records told to legacy directors.", st.Told)
 	s.Counter("legacy_again_total", "Of those told, repetitions.", st.Again)
+	s.Counter("legacy_passes_total", "Times that everything was told to legacy directors.", st.Passes)
 	b.legacyDrops(func(why string, n uint64) {
 		s.Counter("legacy_drops_total", "What of legacy directors' words was not taken, by reason.", n, "reason", why)
 	})

@@ -74,7 +74,7 @@ func recordOf(c *conntable.Connection, v conntable.Version, r *conntable.Record)
 
 // hearAll merges c's records as news of ours.
 func (e *Engine) hearAll(c *capture) {
-	results := e.table.HearAll(&c.batch, c.recs, e.newsFor(), refreshLeast)
+	results := e.table.HearAll(&c.batch, c.recs, e.newsFor(), heldFrom(e.entries()))
 	for i := range results {
 		switch res := &results[i]; res.Outcome {
 		case conntable.Same, conntable.Stale:

@@ -33,10 +33,22 @@ const (
 	refreshRound = 15 * time.Second
 	refreshRate  = 100_000
 	refreshStep  = 100 * time.Millisecond
-	// refreshLeast is the timeout from which on refreshes are held back: half
-	// of it must leave time for a round.
+	// refreshLeast is the timeout from which on refreshes may be held back.
 	refreshLeast = 4 * refreshRound
 )
+
+// roundTime is how long a round takes in a mirror of so many entries,
+// tombstones included.
+func roundTime(entries int) time.Duration {
+	return max(refreshRound, time.Duration(entries)*time.Second/refreshRate)
+}
+
+// heldFrom is the timeout from which on refreshes are held back in a mirror of
+// so many entries: half of it must leave time for a round.
+func heldFrom(entries int) time.Duration { return max(refreshLeast, 2*roundTime(entries)) }
+
+// entries is how many the mirror has, tombstones included.
+func (e *Engine) entries() int { return e.table.Len() + e.table.Tombstones() }
 
 // vouched reports whether r is of a version that the peers were told by us.
 func (e *Engine) vouched(r *conntable.Record) bool {
@@ -73,8 +85,7 @@ func (e *Engine) tellInTime(ctx context.Context) error {
 // refreshShare is how many entries to look at in a step.
 func (e *Engine) refreshShare() int {
 	const perSecond = int(time.Second / refreshStep)
-	all := e.table.Len() + e.table.Tombstones()
-	return min(all/int(refreshRound/refreshStep)+1, refreshRate/perSecond)
+	return min(e.entries()/int(refreshRound/refreshStep)+1, refreshRate/perSecond)
 }
 
 // tellOnce tells of r if it is time. A template keeps its timeout, which is

@@ -132,6 +132,26 @@ func TestOnlyRefreshesAreHeldBack(t *testing.T) {
 	}
 }
 
+// A round of a table that is large takes longer, and no refresh is held back
+// that could then come too late.
+func TestRoundsOfLargeTables(t *testing.T) {
+	for _, c := range []struct {
+		entries int
+		round   time.Duration
+		from    time.Duration
+	}{
+		{0, 15 * time.Second, 60 * time.Second},
+		{1_500_000, 15 * time.Second, 60 * time.Second},
+		{3_000_000, 30 * time.Second, 60 * time.Second},
+		{4_000_000, 40 * time.Second, 80 * time.Second},
+		{1 << 30, 10737418240 * time.Microsecond, 2 * 10737418240 * time.Microsecond},
+	} {
+		if round, from := roundTime(c.entries), heldFrom(c.entries); round != c.round || from != c.from {
+			t.Errorf("%d entries: a round of %v, refreshes held back from a timeout of %v on; want %v and %v", c.entries, round, from, c.round, c.from)
+		}
+	}
+}
+
 // BenchmarkRefresh: a record of the kernel's that the peers need not hear of.
 func BenchmarkRefresh(b *testing.B) {
 	e := New(Config{Node: "d1", Keys: testKeys, Transport: peertest.New(1).Node(1), Log: slog.New(slog.DiscardHandler)})

@@ -65,6 +65,19 @@ func (c *ConnectionCounts) crowded() string {
 		"set 'options ip_vs conn_tab_bits=20' in /etc/modprobe.d/ip_vs.conf, drain, and load the module anew", c.Buckets, n)
 }
 
+// fullAt is at how many hundredths of its limit the mirror is nearly full.
+const fullAt = 95
+
+// full says if the mirror has no room for new connections, or soon will not.
+func (c *ConnectionCounts) full() string {
+	n := c.Mirror + c.Tombstones
+	if n == 0 || int64(n)*100 < int64(c.Limit)*fullAt {
+		return ""
+	}
+	return fmt.Sprintf("the mirror has %d entries, deleted ones included, and room for %d: a full one does not tell the peers of some "+
+		"connections. Set kernel.limit higher, at 60 bytes an entry, and restart syncd", n, c.Limit)
+}
+
 // KernelCounts says what passed between us and the kernel, in records.
 type KernelCounts struct {
 	Captured   uint64 `json:"captured"`
@@ -73,7 +86,7 @@ type KernelCounts struct {
 	Drops      uint64 `json:"drops"` // the kernel lost them or did not take them
 	Reinjected uint64 `json:"reinjected"`
 	HeldBack   uint64 `json:"held_back"` // records not injected since their real server was unknown here
-	Shed       uint64 `json:"shed"`      // connections that a full mirror did not take, or gave up for others
+	Shed       uint64 `json:"shed"`      // connections of ours that a full mirror did not take, and any that it gave up for others
 	Waiting    int    `json:"waiting"`
 }
 
@@ -99,13 +112,16 @@ type SentCounts struct {
 	Suppressed uint64 `json:"suppressed"` // refreshes that the peers need not hear of
 	Retold     uint64 `json:"retold"`     // connections told again lest the peers let them die
 	Handshakes uint64 `json:"handshakes"` // half-open connections told since saru gave buckets away
+	// How long it takes to look through the mirror for what the peers must be
+	// told: a refresh may come so much late.
+	RoundS float64 `json:"refresh_round_s"`
 }
 
 // Status returns the present status. It does not look at all connections.
 func (e *Engine) Status() Status {
 	k := e.kernel.Stats()
 	st := Status{
-		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded, NotCovered: append([]string{}, k.NotCovered...),
+		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded, NotCovered: slices.Concat(k.NotCovered, noSourceCovers),
 		Filter: e.filter.Load().String(), Filtered: e.filtered.Load(),
 		UptimeS: time.Since(e.started).Round(time.Millisecond).Seconds(),
 		Connections: ConnectionCounts{
@@ -124,6 +140,9 @@ func (e *Engine) Status() Status {
 		st.Legacy = e.bridge.Status()
 	}
 	st.Defer = e.deferral.counts()
+	if w := st.Connections.full(); w != "" {
+		st.Warnings = append(st.Warnings, w)
+	}
 	if s := e.services.Load(); s != nil {
 		st.Connections.Kernel, st.Connections.Buckets = s.Connections, s.Buckets
 		if w := st.Connections.crowded(); w != "" {
@@ -136,6 +155,7 @@ func (e *Engine) Status() Status {
 	st.Templates.Conflicts, st.Templates.Left = e.templates.counts()
 	st.Sent.Datagrams, st.Sent.Records = e.session.Sent()
 	st.Sent.Suppressed, st.Sent.Retold, st.Sent.Handshakes = e.suppressed.Load(), e.retold.Load(), e.handshakes.Load()
+	st.Sent.RoundS = roundTime(e.entries()).Seconds()
 	for o := range e.outcomes {
 		st.Records[conntable.Outcome(o).String()] = e.outcomes[o].Load()
 	}
@@ -158,6 +178,13 @@ func (st *Status) Print(w io.Writer) error {
 	}
 	fmt.Fprintf(ew, "  kernel       %d records captured, %d injected, %d injected again, %d dropped, %d waiting; source %s\n",
 		st.Kernel.Captured, st.Kernel.Injected, st.Kernel.Reinjected, st.Kernel.Drops, st.Kernel.Waiting, st.Source)
+	if st.Kernel.HeldBack > 0 {
+		fmt.Fprintf(ew, "  held back    %d records whose real server is unknown here\n", st.Kernel.HeldBack)
+	}
+	if full := st.Records[conntable.Full.String()]; st.Kernel.Shed > 0 || full > 0 {
+		fmt.Fprintf(ew, "  shed         %d connections, and %d records of peers not taken, while the mirror was full\n", st.Kernel.Shed, full)
+	}
+	st.Defer.print(ew)
 	fmt.Fprintf(ew, "  audit        pass %d took %.1f s for %d entries; %d told, %d gone, %d injected again, %d deleted, %d held; %.1f %% of one core\n",
 		st.Audit.Passes, st.Audit.PassS, st.Audit.Entries, st.Audit.Told, st.Audit.Gone, st.Audit.Reinjected, st.Audit.Deleted, st.Audit.Held, 100*st.Audit.CPUShare)
 	if st.Ownership.Known {
@@ -169,12 +196,15 @@ func (st *Status) Print(w io.Writer) error {
 	if st.Templates.Conflicts > 0 {
 		fmt.Fprintf(ew, "  templates    %d that directors disagreed on, %d of them left alone\n", st.Templates.Conflicts, st.Templates.Left)
 	}
-	handshakes := ""
+	more := ""
+	if st.Sent.RoundS > refreshRound.Seconds() {
+		more = fmt.Sprintf(", others up to %.0f s late", st.Sent.RoundS)
+	}
 	if st.Sent.Handshakes > 0 {
-		handshakes = fmt.Sprintf(", %d handshakes as buckets moved", st.Sent.Handshakes)
+		more += fmt.Sprintf(", %d handshakes as buckets moved", st.Sent.Handshakes)
 	}
 	fmt.Fprintf(ew, "  sent         %d records in %d datagrams, %d refreshes held back%s; up for %v\n",
-		st.Sent.Records, st.Sent.Datagrams, st.Sent.Suppressed, handshakes, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
+		st.Sent.Records, st.Sent.Datagrams, st.Sent.Suppressed, more, time.Duration(st.UptimeS*float64(time.Second)).Round(time.Second))
 	st.Legacy.print(ew)
 	fmt.Fprintln(ew)
 	st.printPeers(ew)
