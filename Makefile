@@ -8,6 +8,8 @@ SYNC        ?= syncd
 CLOCK       ?= virtual
 OUT         ?= out
 SEEDS       ?= 1000
+MILLIONS    ?= 10
+BULK        ?= 300000
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 SYSCONFDIR  ?= /etc
@@ -21,9 +23,9 @@ PACKAGES := qemu-system-x86 busybox-static xz-utils nftables ipvsadm iproute2 km
             nginx-light redis-server curl iputils-ping keepalived lsb-base tcpdump procps
 # And what the kernel module is built with, where it is built; the peers that
 # are measured beside us.
-test test-kernels compare kmod kmod-test kmod-debug kmod-deb: PACKAGES += gcc make binutils sparse
+test test-kernels bench compare kmod kmod-test kmod-debug kmod-deb: PACKAGES += gcc make binutils sparse
 kmod-deb: PACKAGES += dkms dpkg-dev
-bench-peers: PACKAGES += conntrackd conntrack
+bench bench-peers: PACKAGES += conntrackd conntrack
 
 # Packages whose tests need a kernel with IPVS; elsewhere they skip with a
 # reason, in the lab's guests they must run.
@@ -54,7 +56,7 @@ export GOTOOLCHAIN = local
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## static binaries bin/saru and bin/syncd, and the lab's bin/lab and bin/demo
@@ -128,9 +130,41 @@ race: ## unit and native tests under the race detector
 sim: ## the protocol attacked in virtual time: SEEDS worlds of each profile
 	$(GO) test ./membership -run 'TestSimulation$$|TestSlowMachines$$' -sim.seeds $(SEEDS) -timeout 0
 
+# All that docs/performance.md gives figures of, on a machine that does nothing
+# else: one after another, so not with -j.
 .PHONY: bench
-bench: bench-failover ## benchmarks, with allocations; and bench-failover
+bench: bench-go bench-wire bench-convergence bench-memory bench-failover bench-peers bench-threads bench-bulk compare ## all that follows but bench-busy, one after another, which takes hours (KERNEL=6.1|6.12)
+
+.PHONY: bench-go
+bench-go: ## benchmarks, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-wire
+bench-wire: ## bytes that a connection takes on the wire
+	$(GO) test -count=1 -run '^TestBytesPerRecord$$' -v ./syncproto/peer
+
+.PHONY: bench-convergence
+bench-convergence: ## seconds until tables are equal, after 5 % loss and a blackout, in virtual time
+	$(GO) test -count=1 -run '^TestConvergence$$' -v ./internal/syncd
+
+.PHONY: bench-memory
+bench-memory: ## resident memory of the mirror, of one million connections and of MILLIONS=10
+	CONNTABLE_MILLIONS=$(MILLIONS) $(GO) test -count=1 -timeout 1h -run '^TestMemory$$' -v ./conntable
+
+# A measurement in a guest whose clock counts instructions. A guest has none of
+# the caller's environment: what a test is switched on by goes by --env.
+MEASURE = SARU_LAB_ACCEL=icount $(GO) test -count=1 -timeout 1h -v -exec '$(CURDIR)/bin/lab run --smp 1 --kernel $(KERNEL) --timeout 1h
+
+.PHONY: bench-threads
+bench-threads: deps build ## syncd beside the kernel's own sync threads, in a guest (KERNEL=6.1|6.12)
+	bin/lab fetch --kernel $(KERNEL)
+	$(MEASURE) --env SARU_MEASURE=1 --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' -run '^TestMeasureRate$$' ./internal/syncd
+
+.PHONY: bench-bulk
+bench-bulk: deps build ## how fast a kernel takes BULK=300000 connections, its table of 2^12 and of 2^20 buckets, in guests (KERNEL=6.1|6.12)
+	bin/lab fetch --kernel $(KERNEL)
+	$(MEASURE) --append ip_vs.conn_tab_bits=12 --env IPVS_BULK=$(BULK) --' -run '^TestBulk$$' ./ipvs
+	$(MEASURE) --append ip_vs.conn_tab_bits=20 --env IPVS_BULK=$(BULK) --' -run '^TestBulk$$' ./ipvs
 
 .PHONY: bench-failover
 bench-failover: deps build ## 30 power cuts each of saru and of keepalived, as root
@@ -141,8 +175,9 @@ bench-busy: deps build ## ten minutes on busy processors: no living director may
 	$(GO) run ./test/failover/cmd/failover -busy 10m
 
 .PHONY: bench-peers
-bench-peers: deps ## syncd beside conntrackd, as root
+bench-peers: deps ## syncd beside conntrackd, 20,000 flows a second and as many as there can be, as root
 	$(GO) run ./test/versus/cmd/versus
+	$(GO) run ./test/versus/cmd/versus -rate 0
 
 .PHONY: compare
 compare: deps build kmod ## the kernel's sync threads, syncd's tap and the module, side by side (KERNEL=6.1|6.12, CLOCK=virtual|real)
