@@ -214,8 +214,8 @@ func (a *audit) kernelIsRight(k *Entry, r *conntable.Record) {
 		a.delete(k)
 	case r.Deleted || k.Dest != r.Dest || k.State != r.State:
 		a.tell(k, r, k.Timeout)
-	case longer > exact && !a.e.vouched(r):
-		a.tell(k, r, k.Timeout)
+	case longer > exact && (!a.e.vouched(r) || r.Timeout < heldFrom(a.e.entries())):
+		a.tell(k, r, k.Timeout) // a round could come too late
 	case longer > exact:
 		// The server alone kept it alive. The peers are told in time.
 		a.e.table.Extend(k.Key, k.Remaining)
