@@ -249,7 +249,9 @@ func (s *shard) prolong(id uint32, r *Record, least time.Duration, now *moment) 
 		return false
 	}
 	age := time.Duration(int64(now.clock-e.clock)) * time.Microsecond
-	if s.modes.at(e.mode).timeout-age < r.Timeout/2 {
+	// A record may have told a shorter life than its timeout: then the peers
+	// know no more than this table did.
+	if min(s.modes.at(e.mode).timeout-age, e.until(now.since)-now.since) < r.Timeout/2 {
 		return false
 	}
 	e.extend(r.Remaining, now.since)

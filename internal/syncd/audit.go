@@ -62,6 +62,7 @@ type audit struct {
 	calm    bool              // nothing waits to be injected
 	seen    *seen
 	entries int
+	torn    bool // the next entry was written before the slice was read
 	held    int
 	cost    time.Duration // CPU time of the last pass
 
@@ -113,10 +114,14 @@ func (a *audit) pass(ctx context.Context) {
 	a.seen = newSeen(e.table.Len() + e.table.Tombstones())
 	a.missing.turn()
 	a.strange.turn()
+	a.torn = false
+	first := true
 	err := e.kernel.Entries(func() error {
 		if !a.pacer.afford(ctx, 0) {
 			return ctx.Err()
 		}
+		// The line that the end of a slice cut in two is older than the next.
+		a.torn, first = !first, false
 		// What is captured from here on is newer than what is read.
 		a.at, a.calm = e.clock.Next(), e.toKernel.idle()
 		return nil
@@ -159,10 +164,14 @@ func (a *audit) Counts() AuditCounts {
 func (a *audit) entry(k *Entry) {
 	a.entries++
 	keyCall(&k.Connection)
-	if !a.e.wants(&k.Connection) {
+	if !a.e.takes(&k.Connection) {
 		return
 	}
 	a.seen.add(&k.Key)
+	if a.torn {
+		a.torn = false
+		return
+	}
 	var r conntable.Record
 	known := a.e.table.Lookup(k.Key, &r)
 	if !known {
@@ -243,10 +252,11 @@ func (a *audit) usedSince(k *Entry, r *conntable.Record) bool {
 func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
 	n := *r
 	n.Version, n.Deleted, n.Dest, n.State, n.Remaining = a.at, false, k.Dest, k.State, k.Remaining
-	if k.Template && !r.Deleted && k.Dest == r.Dest && a.e.vouched(r) {
+	if k.Template && !r.Deleted && k.Dest == r.Dest && a.e.vouched(r) && a.e.told(r) > 0 {
 		// The same choice as before: one that another director made later
 		// outranks it. The kernel marks templates as assured without a word
 		// (include/net/ip_vs.h, ip_vs_control_assure_ct).
+		timeout = r.Timeout
 		n.Version = conntable.Version{Clock: r.Version.Clock + 1, Node: r.Version.Node}
 	}
 	n.Timeout = max(timeout, k.Remaining)
@@ -305,7 +315,7 @@ func (a *audit) lookForMissing(ctx context.Context) {
 			return
 		}
 		for i := range n {
-			if r := &recs[i]; !r.Deleted && !isCall(&r.Key) && r.Remaining > dying && a.settled(r, a.began) && !a.seen.has(&r.Key) {
+			if r := &recs[i]; !r.Deleted && !isCall(&r.Key) && a.e.takes(&r.Connection) && r.Remaining > dying && a.settled(r, a.began) && !a.seen.has(&r.Key) {
 				a.lacks(r)
 			}
 		}

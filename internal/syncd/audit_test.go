@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/internal/ownership"
+	"saru/partition"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -373,8 +375,9 @@ func TestTemplatesStateIsNoLaterChoice(t *testing.T) {
 		time.Sleep(time.Second)
 		chosen := a.clock.Now()
 		time.Sleep(10 * time.Second)
-		mine.State = 1       // assured
-		a.kernel.serve(mine) // without a word
+		mine.State = 1                   // assured
+		mine.Timeout = 288 * time.Second // /proc shows what remains, and no timeout
+		a.kernel.serve(mine)             // without a word
 		time.Sleep(20 * time.Second)
 		var r conntable.Record
 		if !b.table.Lookup(mine.Key, &r) || r.State != 1 {
@@ -383,8 +386,58 @@ func TestTemplatesStateIsNoLaterChoice(t *testing.T) {
 		if r.Version.Clock >= chosen {
 			t.Errorf("the peer has version %d; want the choice's, before %d", r.Version.Clock, chosen)
 		}
+		if r.Timeout != 300*time.Second {
+			t.Errorf("the peer has timeout %v; want the template's own, 5m0s", r.Timeout)
+		}
 		if e, _ := b.kernel.entry(mine.Key); e.State != 1 {
 			t.Errorf("the peer's kernel has %+v; want state 1", e)
+		}
+	})
+}
+
+// A template that a packet chose anew while the old one was about to be deleted
+// stays.
+func TestTemplateThatIsUsedIsNotDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 27)
+		mine, other := template("10.1.0.9", realA), template("10.1.0.9", realB)
+		a.capture(mine)
+		time.Sleep(time.Second)
+		b.capture(other)
+		for a.Status().Templates.Conflicts == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		a.capture(mine)
+		time.Sleep(5 * time.Second)
+		if e, ok := a.kernel.entry(mine.Key); !ok || e.Dest != realA || a.kernel.deleted != 0 {
+			t.Errorf("the kernel has %+v, %v, after %d deletions; want what its packets chose last", e, ok, a.kernel.deleted)
+		}
+	})
+}
+
+// A template that is served here is not deleted for what a peer says.
+func TestTemplateThatIsServedIsNotReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, network := twoNodes(t, 27)
+		mine, other := template("10.1.0.9", realA), template("10.1.0.9", realB)
+		network.SetCut(a.net, b.net, true)
+		a.capture(mine)
+		time.Sleep(time.Second)
+		b.capture(other)
+		byClient := sharePlan
+		byClient.Default.Sense = partition.SrcAddr
+		defer a.servesOf(t, byClient, true)()
+		defer b.servesOf(t, byClient, false)()
+		time.Sleep(2 * ownership.Settle)
+		network.SetCut(a.net, b.net, false)
+		time.Sleep(30 * time.Second)
+		for _, n := range []*node{a, b} {
+			if e, ok := n.kernel.entry(mine.Key); !ok || e.Dest != realA {
+				t.Errorf("%s: the kernel has %+v, %v; want the choice of the director that serves it", n.node, e, ok)
+			}
+		}
+		if a.kernel.deleted != 0 {
+			t.Errorf("deleted %d times at the director that serves it", a.kernel.deleted)
 		}
 	})
 }

@@ -78,6 +78,7 @@ type Engine struct {
 	toPeers  *queue
 	toKernel *queue
 	toLegacy *queue // nil without legacy directors
+	finding  *finding
 	up       chan struct{}
 	synced   atomic.Bool
 	horizon  atomic.Uint64 // of the newest digests
@@ -124,7 +125,7 @@ func New(cfg Config) *Engine {
 	e := &Engine{
 		log: cfg.Log, node: cfg.Node, saru: cfg.Saru, self: self, clock: conntable.NewClock(self), mono: newMonotonic(),
 		table:   conntable.New(cfg.Limit),
-		toPeers: newQueue(), toKernel: newQueue(), up: make(chan struct{}), started: time.Now(),
+		toPeers: newQueue(), toKernel: newQueue(), finding: newFinding(), up: make(chan struct{}), started: time.Now(),
 	}
 	e.deliveries.New = func() any { return new(delivery) }
 	e.table.RefuseLate(e.clock, lateSlack)
@@ -150,13 +151,14 @@ func (e *Engine) SetKeys(kr *seal.Keyring) { e.session.SetKeys(kr) }
 func (e *Engine) SetKernel(k Kernel) { e.kernel = k }
 
 // Run mirrors until ctx ends. First it takes in what the kernel holds already,
-// so that peers that pull from us find it.
+// so that peers that pull from us find it (found.go).
 func (e *Engine) Run(ctx context.Context) error {
-	if err := e.takeFound(); err != nil {
-		return err
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.takeFound(ctx) })
+	if !await(ctx, e.finding.first) {
+		return g.Wait()
 	}
 	e.watchServices()
-	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.session.Run(ctx) })
 	g.Go(func() error { return e.flush(ctx) })
 	g.Go(func() error { return e.inject(ctx) })
@@ -209,6 +211,9 @@ func (e *Engine) join(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-e.session.Joined():
+	}
+	if !await(ctx, e.finding.all) {
+		return nil
 	}
 	if e.toKernel.flushed(ctx) != nil || !e.agree(ctx) || e.toKernel.flushed(ctx) != nil {
 		return nil

@@ -43,9 +43,10 @@ type fakeKernel struct {
 	targets  map[Target]struct{}
 	fail     error
 	onInject func(*conntable.Connection)
-	lose     int    // so many injections to come vanish without a word
-	keep     int    // so many deletions to come do
-	during   func() // is called after a slice was read, before it is told
+	lose     int           // so many injections to come vanish without a word
+	keep     int           // so many deletions to come do
+	slow     time.Duration // of a read of the table
+	during   func()        // is called after a slice was read, before it is told
 	stats    func() KernelStats
 }
 
@@ -143,7 +144,7 @@ func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
 		k.table[c.Key] = &fakeEntry{c, time.Now().Add(c.Timeout), k.synced[c.Key]}
 	}
 	k.found = nil
-	during := k.during
+	during, slow := k.during, k.slow
 	all := make([]Entry, 0, len(k.table))
 	for key, e := range k.table {
 		left := time.Until(e.until).Truncate(time.Second)
@@ -159,6 +160,7 @@ func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
 	}
 	for i := range all {
 		if i > 0 && i%slice == 0 {
+			time.Sleep(slow)
 			if err := pace(); err != nil {
 				return err
 			}

@@ -152,12 +152,16 @@ func (m *serviceMatch) String() string {
 }
 
 // SetFilter says which services are mirrored from now on. What is in the
-// mirror stays until its deadline.
+// mirror of others stays until its deadline, and kernel and peers hear no more
+// of it.
 func (e *Engine) SetFilter(f *ServiceFilter) { e.filter.Store(f) }
 
-// wants reports whether c is mirrored, and counts it if not.
+// takes reports whether c is mirrored.
+func (e *Engine) takes(c *conntable.Connection) bool { return e.filter.Load().Takes(c) }
+
+// wants is takes for what somebody told, and counts what is not mirrored.
 func (e *Engine) wants(c *conntable.Connection) bool {
-	if e.filter.Load().Takes(c) {
+	if e.takes(c) {
 		return true
 	}
 	e.filtered.Add(1)

@@ -92,6 +92,37 @@ func FuzzParseService(f *testing.F) {
 	})
 }
 
+// A service that is mirrored no more is left alone, in all kernels.
+func TestFilterThatIsNarrowedDeletesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 3)
+		mine, theirs := tcp(1, established, 900*time.Second), tcp(2, established, 900*time.Second)
+		a.capture(mine)
+		b.capture(theirs)
+		time.Sleep(time.Second)
+		f, err := ParseServiceFilter(nil, []string{vip.String()})
+		must(t, err)
+		a.SetFilter(f)
+		before := a.kernel.injections()
+		moved := theirs
+		moved.State = closeWait
+		a.kernel.serve(moved) // here now, without a word
+		time.Sleep(5 * time.Minute)
+		if e, there := b.kernel.entry(mine.Key); !there {
+			t.Errorf("the peer's kernel lost a living connection: %+v", e)
+		}
+		if e, _ := a.kernel.entry(theirs.Key); e.State != closeWait {
+			t.Errorf("the kernel has %+v; want what its packets made of it", e)
+		}
+		if n := a.kernel.injections() - before; n != 0 {
+			t.Errorf("the kernel was told %d times of a service that is not mirrored", n)
+		}
+		if st := a.Status(); st.Filtered != 0 || st.Audit.Gone != 0 {
+			t.Errorf("%d filtered, %d gone; nobody told anything", st.Filtered, st.Audit.Gone)
+		}
+	})
+}
+
 // What is not of a mirrored service is neither told nor taken.
 func TestOnlyFilteredServicesAreMirrored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -78,6 +78,7 @@ func TestHandshakesOfALongTable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := start(t, peertest.New(52), 1, newFakeKernel())
+				synctest.Wait() // what is there at start is found
 				for i := range tc.many {
 					a.kernel.serve(tcp(i, tc.state, time.Minute))
 				}

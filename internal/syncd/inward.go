@@ -87,7 +87,7 @@ func (e *Engine) deliverOne(r *conntable.Record) {
 	if e.trace.on() {
 		e.trace.merged(PathReceived, r, &res)
 	}
-	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest {
+	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest && !e.servedHere(r) {
 		e.replaceTemplate(old.Connection)
 	}
 	if !e.nothingNew(r, &res) {
@@ -165,6 +165,8 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		switch r := &e.taken[i]; {
 		case e.isOurs(r.Version):
 			e.outrun.Add(1)
+		case !e.takes(&r.Connection):
+		case r.Version.Node == e.self && !e.finding.read.Load(): // the kernel may know it better
 		case r.Deleted:
 			e.traceInjected(r)
 			if err := e.delete(r.Connection); err != nil {

@@ -88,9 +88,7 @@ func (b *Bridge) SetLink(l LegacyLink) { b.link = l }
 
 // Run hears and tells until ctx ends.
 func (b *Bridge) Run(ctx context.Context) error {
-	select {
-	case <-b.e.Ready(): // what the kernel held before is in the table
-	case <-ctx.Done():
+	if !await(ctx, b.e.finding.all) {
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -155,7 +153,7 @@ func (b *Bridge) merge(r, have *conntable.Record) {
 	case conntable.Full:
 		b.full.Add(1)
 	}
-	if r.Template && res.Outcome == conntable.Updated && !have.Deleted && have.Dest != r.Dest {
+	if r.Template && res.Outcome == conntable.Updated && !have.Deleted && have.Dest != r.Dest && !b.e.servedHere(r) {
 		b.e.replaceTemplate(have.Connection)
 	}
 	if res.Outcome == conntable.Updated && res.Queued&conntable.ToKernel != 0 && b.e.kernelKnows(r, &res.Prev) {

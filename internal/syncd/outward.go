@@ -209,12 +209,6 @@ func (e *Engine) ours(recs []conntable.Record) []conntable.Record {
 	return recs[:n]
 }
 
-// takeFound takes in what the kernel's table holds from before we started,
-// with versions older than any news.
-func (e *Engine) takeFound() error {
-	return e.kernel.Entries(func() error { return nil }, func(k *Entry) { e.take(k, 0) })
-}
-
 // take takes in an entry of the kernel's table that the mirror does not know,
 // with a version older than any news, and puts it on the queues q.
 func (e *Engine) take(k *Entry, q conntable.Queue) {

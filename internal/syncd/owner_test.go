@@ -24,16 +24,21 @@ var sharePlan = partition.Plan{VIPs: partition.Hosts(vip.Addr()), Buckets: 256, 
 // serves makes saru tell n, until stop, that it serves all buckets or none.
 func (n *node) serves(t *testing.T, all bool) (stop func()) {
 	t.Helper()
+	return n.servesOf(t, sharePlan, all)
+}
+
+func (n *node) servesOf(t *testing.T, plan partition.Plan, all bool) (stop func()) {
+	t.Helper()
 	var set partition.Set
 	if all {
-		set = partition.FullSet(sharePlan.Buckets)
+		set = partition.FullSet(plan.Buckets)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if err := n.owner.Update(time.Now(), ownership.NewTold(sharePlan, set)); err != nil {
+			if err := n.owner.Update(time.Now(), ownership.NewTold(plan, set)); err != nil {
 				t.Error(err)
 			}
 			task.Pause(ctx, ownerEvery)

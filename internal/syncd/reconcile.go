@@ -37,7 +37,7 @@ func (e *Engine) reconcile(k dumper, mark bool) (Reconciled, error) {
 	// Of two keys with one hash the second may be missed, once in 2^64.
 	seen := map[uint64]struct{}{}
 	err := k.Dump(usersync.Filter{}, func(r *usersync.Record) error {
-		if ipvs.IsBeat(&r.Connection) || !e.wants(&r.Connection) {
+		if ipvs.IsBeat(&r.Connection) || !e.takes(&r.Connection) {
 			return nil
 		}
 		keyCall(&r.Connection)
@@ -52,7 +52,7 @@ func (e *Engine) reconcile(k dumper, mark bool) (Reconciled, error) {
 	var missing []conntable.Key
 	e.table.Each(func(r *conntable.Record) bool {
 		_, there := seen[maphash.Comparable(seed, r.Key)]
-		if !there && !r.Deleted && r.Version.Node == e.self && r.Version.Compare(before) < 0 && !e.neverHere(r) {
+		if !there && !r.Deleted && e.takes(&r.Connection) && r.Version.Node == e.self && r.Version.Compare(before) < 0 && !e.neverHere(r) {
 			missing = append(missing, r.Key)
 		}
 		return true

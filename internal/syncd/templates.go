@@ -10,14 +10,16 @@ import (
 const (
 	// templatesEvery is how often the templates being replaced are looked at.
 	templatesEvery = time.Second
-	// templateGone is for how long to wait until a deleted template is gone,
-	// and as long again until the audit may say that it is not. Both double
-	// with every try, up to templateSlow.
+	// templateGone is for how long to wait until a deleted template is gone;
+	// twice that when it was not in time, but no longer, for meanwhile the
+	// client has no template.
 	templateGone = 3 * time.Second
-	templateSlow = 30 * time.Second
+	// templateTries is how often to try, with pauses that double from
+	// templateGone on.
+	templateTries = 5
 	// templateDone is how long a replacement is remembered. The kernel keeps a
-	// template with a connection for 60 s whatever it is told, and then tells
-	// of it anew (ip_vs_conn.c, ip_vs_conn_expire).
+	// template with a connection for 60 s whatever it is told, and tells of it
+	// anew when it should have died (ip_vs_conn.c, ip_vs_conn_expire).
 	templateDone = time.Minute
 	// maxTemplates bounds the templates being replaced.
 	maxTemplates = 4096
@@ -67,14 +69,9 @@ func (e *Engine) replaceTemplate(old conntable.Connection) {
 // of the new one: a record was lost, or a slow kernel took the new one before
 // the old one had died.
 func (r *replacement) again(old conntable.Connection, now time.Time) {
-	if !r.told.IsZero() && now.Sub(r.told) >= r.patience() {
+	if !r.told.IsZero() && r.tries+1 < templateTries && now.Sub(r.told) >= templateGone<<r.tries {
 		*r = replacement{old: old, tries: r.tries + 1}
 	}
-}
-
-// patience is how long the kernel is given.
-func (r *replacement) patience() time.Duration {
-	return min(templateGone<<min(r.tries, 8), templateSlow)
 }
 
 // replacingTemplate reports whether k is a template that is to go before it is
@@ -94,6 +91,10 @@ func (e *Engine) replacingTemplate(k *conntable.Key) bool {
 func (e *Engine) replaceTemplates() {
 	doomed, due := e.templates.turn(time.Now())
 	for i := range doomed {
+		if !e.outdated(&doomed[i]) {
+			e.templates.forget(doomed[i].Key)
+			continue
+		}
 		if err := e.delete(doomed[i]); err != nil {
 			e.refused.Add(1)
 		}
@@ -103,6 +104,21 @@ func (e *Engine) replaceTemplates() {
 			e.toKernel.push(ref)
 		}
 	}
+}
+
+// outdated reports whether the mirror still has another real server for the
+// template c of the kernel's, told by a peer: a packet may have come meanwhile,
+// or the template is served here now.
+func (e *Engine) outdated(c *conntable.Connection) bool {
+	var r conntable.Record
+	return e.table.Lookup(c.Key, &r) && !r.Deleted && !e.isOurs(r.Version) && !e.servedHere(&r) && r.Dest != c.Dest
+}
+
+// forget ends a replacement.
+func (t *templates) forget(k conntable.Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.replaced, k)
 }
 
 // turn returns which templates are now to be deleted, and which to be
@@ -115,7 +131,7 @@ func (t *templates) turn(now time.Time) (doomed []conntable.Connection, due []co
 		case r.deleted.IsZero():
 			r.deleted = now
 			doomed = append(doomed, r.old)
-		case r.told.IsZero() && now.Sub(r.deleted) >= r.patience():
+		case r.told.IsZero() && now.Sub(r.deleted) >= min(templateGone<<r.tries, 2*templateGone):
 			r.told = now
 			due = append(due, k)
 		case !r.told.IsZero() && now.Sub(r.told) >= templateDone:
