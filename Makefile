@@ -33,7 +33,7 @@ LAB_TESTS := ./ipvs ./ipvs/firstpacket ./partition/forward ./partition/lan ./par
 
 # What takes too long in a guest for every change, or is tried natively as well:
 # "make test" leaves it out there, "make test-kernels" does not.
-LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|CallsKeepTheirServer|FTPOutlivesItsDirectors|MixedDatagramsKeepTheirServer|ForwardModeOutlivesItsDirectors|NewConnectionsThroughout|MigrationAndBack|PersistentGroupsKeepTheirServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|KeysRotateAtSIGHUP|Standstill|TemplatesThatDisagreeInTwoKernels|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists)$$
+LONG_TESTS := ^Test(Queues|Inside|Forward|PathMTU|ForeignReload|MixedConnectionsOutliveTenFailovers|LegacyDirectorIsReplaced|KeepalivedIsReplaced|PersistentClientKeepsItsServer|CallsKeepTheirServer|FTPOutlivesItsDirectors|MixedDatagramsKeepTheirServer|ForwardModeOutlivesItsDirectors|NewConnectionsThroughout|MigrationAndBack|PersistentGroupsKeepTheirServer|PacketsThroughIPVS|EveryForwardingMethod|Systemd|KeysRotateOnRealDirectors|KeysRotateAtSIGHUP|Standstill|TemplatesThatDisagreeInTwoKernels|ClockJumps|ThreeNodesOnALAN|DeadForADay|Convergence|SlowKernel|SlowPeer|FullLink|QueueAgainstLists|RefreshesAreHeldBack|LegacyDirectorsAreTold|SilentConnectionsDieEverywhereAtOnce|ServerAloneKeepsAlive|InterfaceVanishesAndReturns|PacketsOfTwoShares|Divide)$$
 
 # What a busy machine would spoil: in a guest whose clock counts instructions.
 COUNTED := ^Test(NewConnectionsThroughout|MigrationAndBack)$$
