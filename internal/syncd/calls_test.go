@@ -54,7 +54,8 @@ func TestCallsInTheKernelsTable(t *testing.T) {
 	for _, s := range []ipvs.Service{
 		{Addr: vip, Protocol: 17}, {FWMark: 7, Family: unix.AF_INET}, {FWMark: 7, Family: unix.AF_INET6},
 	} {
-		k.engines[engineOf(&s)] = true
+		s.PEName = "sip"
+		k.learn(&s)
 	}
 	tmpl := func(virtual string, proto uint8) *conntable.Connection {
 		return &conntable.Connection{Key: conntable.Key{

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"saru/conntable"
 	"saru/internal/metrics"
 	"saru/ipvs"
@@ -130,8 +132,6 @@ func TestFilterOfBadAddresses(t *testing.T) {
 func TestTimeoutsOfFoundEntries(t *testing.T) {
 	k := &known{
 		forward: map[Target]uint32{{Virtual: vip, Protocol: 6, Dest: realA}: conntable.FlagFwdMasq},
-		byDest:  map[netip.Addr]uint32{realA.Addr(): conntable.FlagFwdMasq},
-		persist: map[netip.Addr]time.Duration{vip.Addr(): 360 * time.Second},
 		marks:   map[netip.AddrPort]uint32{realB: 5},
 
 		timeouts: ipvs.Timeouts{TCP: 800 * time.Second, TCPFin: 110 * time.Second, UDP: 200 * time.Second},
@@ -141,14 +141,66 @@ func TestTimeoutsOfFoundEntries(t *testing.T) {
 	if c.Timeout != 110*time.Second || c.FWMark != 0 || c.Flags != conntable.FlagFwdMasq|conntable.FlagInactive {
 		t.Errorf("%+v", c)
 	}
-	tmpl := conntable.Connection{Key: conntable.Key{Virtual: netip.AddrPortFrom(vip.Addr(), 0), Protocol: 6, Template: true}, Dest: realA}
-	k.complete(&tmpl)
-	if tmpl.Timeout != 360*time.Second || tmpl.Flags&conntable.FlagFwdMask != conntable.FlagFwdMasq || tmpl.Flags&conntable.FlagInactive != 0 {
-		t.Errorf("%+v", tmpl)
-	}
 	unknown := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 17}, Dest: realB}
 	k.complete(&unknown)
 	if unknown.Timeout != 200*time.Second || unknown.FWMark != 5 || unknown.Flags != conntable.FlagFwdGate {
 		t.Errorf("%+v", unknown)
+	}
+}
+
+// Each template gets the timeout of its own service, of which the kernel keeps
+// protocol, address and port, or the mark.
+func TestTimeoutsOfFoundTemplates(t *testing.T) {
+	k := &known{
+		byDest:  map[netip.Addr]uint32{realA.Addr(): conntable.FlagFwdMasq},
+		persist: map[conntable.Key]time.Duration{}, engines: map[conntable.Key]bool{},
+	}
+	const tcp, udp = 6, 17
+	service := func(addr string, protocol uint8, timeout uint32) ipvs.Service {
+		return ipvs.Service{Addr: netip.MustParseAddrPort(addr), Protocol: protocol, Flags: ipvs.ServicePersistent, Timeout: timeout}
+	}
+	marked := func(family uint16, mark, timeout uint32) ipvs.Service {
+		return ipvs.Service{Family: family, FWMark: mark, Flags: ipvs.ServicePersistent, Timeout: timeout}
+	}
+	fleeting := service("10.9.0.100:82", tcp, 1)
+	fleeting.Flags = 0
+	for _, s := range []ipvs.Service{
+		service("10.9.0.100:80", tcp, 100), service("10.9.0.100:81", tcp, 200), service("10.9.0.100:80", udp, 300), fleeting,
+		service("10.9.0.101:21", tcp, 400), service("10.9.0.102:0", tcp, 500),
+		service("10.9.0.103:21", tcp, 600), service("10.9.0.103:0", tcp, 700), // one template for both
+		service("10.9.0.104:0", tcp, 800), service("10.9.0.104:21", tcp, 700), // in the other order
+		marked(unix.AF_INET, 7, 900), marked(unix.AF_INET6, 7, 1000), marked(unix.AF_INET, 0x0a090064, 1100),
+	} {
+		k.learn(&s)
+	}
+	for _, tt := range []struct {
+		protocol uint8
+		virtual  string
+		want     time.Duration // seconds
+		mark     uint32
+	}{
+		{tcp, "10.9.0.100:80", 100, 0},
+		{tcp, "10.9.0.100:81", 200, 0},
+		{udp, "10.9.0.100:80", 300, 0},
+		{tcp, "10.9.0.100:82", 0, 0}, // no persistent service, or none any more
+		{tcp, "10.9.0.100:0", 0, 0},
+		{tcp, "10.9.0.101:0", 400, 0},
+		{tcp, "10.9.0.101:21", 0, 0}, // there are none such
+		{tcp, "10.9.0.102:0", 500, 0},
+		{tcp, "10.9.0.103:0", 700, 0},
+		{tcp, "10.9.0.104:0", 800, 0},
+		{0, "0.0.0.7:0", 900, 7},
+		{0, "[0:7::]:0", 1000, 7},
+		{0, "10.9.0.100:0", 1100, 0x0a090064},
+		{0, "0.0.0.8:0", 0, 8},
+	} {
+		c := conntable.Connection{
+			Key:  conntable.Key{Client: netip.MustParseAddrPort("10.1.0.9:0"), Virtual: netip.MustParseAddrPort(tt.virtual), Protocol: tt.protocol, Template: true},
+			Dest: netip.AddrPortFrom(realA.Addr(), 0),
+		}
+		k.complete(&c)
+		if c.Timeout != tt.want*time.Second || c.FWMark != tt.mark || c.Flags != conntable.FlagTemplate|conntable.FlagFwdMasq {
+			t.Errorf("protocol %d, %s: %v, mark %#x, flags %#x; want %v, mark %#x", tt.protocol, tt.virtual, c.Timeout, c.FWMark, c.Flags, tt.want*time.Second, tt.mark)
+		}
 	}
 }

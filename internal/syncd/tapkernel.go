@@ -82,14 +82,6 @@ func (k lister) Services() (Services, error) {
 	return out, err
 }
 
-func (k lister) eachDest(fn func(*ipvs.Service, *ipvs.Dest)) error {
-	return k.each(func(s *ipvs.Service, dests []ipvs.Dest) {
-		for i := range dests {
-			fn(s, &dests[i])
-		}
-	})
-}
-
 func (k lister) each(fn func(*ipvs.Service, []ipvs.Dest)) error {
 	services, err := k.client.Services()
 	if err != nil {
@@ -130,10 +122,10 @@ func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 // known is what the services tell of entries that /proc shows.
 type known struct {
 	forward map[Target]uint32
-	marks   map[netip.AddrPort]uint32    // of fwmark services, by real server
-	byDest  map[netip.Addr]uint32        // for templates and fwmark services
-	persist map[netip.Addr]time.Duration // by virtual address
-	engines map[conntable.Key]bool       // services with a persistence engine, as a template without client
+	marks   map[netip.AddrPort]uint32       // of fwmark services, by real server
+	byDest  map[netip.Addr]uint32           // for templates and fwmark services
+	persist map[conntable.Key]time.Duration // by templateOf
+	engines map[conntable.Key]bool          // services with a persistence engine, by templateOf
 
 	timeouts ipvs.Timeouts
 }
@@ -141,32 +133,54 @@ type known struct {
 func (k lister) knownServices() (*known, error) {
 	out := &known{
 		forward: map[Target]uint32{}, marks: map[netip.AddrPort]uint32{}, byDest: map[netip.Addr]uint32{},
-		persist: map[netip.Addr]time.Duration{}, engines: map[conntable.Key]bool{},
+		persist: map[conntable.Key]time.Duration{}, engines: map[conntable.Key]bool{},
 	}
 	var err error
 	if out.timeouts, err = k.client.Timeouts(); err != nil {
 		return nil, err
 	}
-	err = k.eachDest(func(s *ipvs.Service, d *ipvs.Dest) {
-		out.forward[target(s, d)] = d.Forward
-		out.byDest[d.Addr.Addr()] = d.Forward
-		if s.FWMark != 0 {
-			out.marks[d.Addr] = s.FWMark
-		}
-		if s.PEName != "" {
-			out.engines[engineOf(s)] = true
-		}
-		if s.Flags&ipvs.ServicePersistent != 0 && s.FWMark == 0 {
-			out.persist[s.Addr.Addr()] = time.Duration(s.Timeout) * time.Second
+	err = k.each(func(s *ipvs.Service, dests []ipvs.Dest) {
+		out.learn(s)
+		for i := range dests {
+			d := &dests[i]
+			out.forward[target(s, d)] = d.Forward
+			out.byDest[d.Addr.Addr()] = d.Forward
+			if s.FWMark != 0 {
+				out.marks[d.Addr] = s.FWMark
+			}
 		}
 	})
 	return out, err
 }
 
-// engineOf returns what the templates of a service have in common.
-func engineOf(s *ipvs.Service) conntable.Key {
+// learn takes in what a service tells of its templates.
+func (k *known) learn(s *ipvs.Service) {
+	if s.PEName != "" {
+		k.engines[templateOf(s)] = true
+	}
+	if s.Flags&ipvs.ServicePersistent != 0 {
+		// FTP and port 0 of one address have their templates in common, whose
+		// timeout is that of the service that a client came to first. Nobody
+		// loses his real server by the longer one.
+		key := templateOf(s)
+		k.persist[key] = max(k.persist[key], time.Duration(s.Timeout)*time.Second)
+	}
+}
+
+// portFTP is FTPPORT of include/net/ip_vs.h.
+const portFTP = 21
+
+// templateOf returns what the templates of a service have in common: protocol,
+// address and port; no port for FTP and for services of all ports; and for a
+// mark the mark in the first four bytes of an address of its family, without
+// protocol (net/netfilter/ipvs/ip_vs_core.c, ip_vs_sched_persist).
+func templateOf(s *ipvs.Service) conntable.Key {
 	if s.FWMark == 0 {
-		return conntable.Key{Virtual: s.Addr, Protocol: s.Protocol, Template: true}
+		virtual := s.Addr
+		if virtual.Port() == portFTP {
+			virtual = netip.AddrPortFrom(virtual.Addr(), 0)
+		}
+		return conntable.Key{Virtual: virtual, Protocol: s.Protocol, Template: true}
 	}
 	var mark [16]byte
 	binary.BigEndian.PutUint32(mark[:], s.FWMark)
@@ -179,7 +193,12 @@ func engineOf(s *ipvs.Service) conntable.Key {
 // isCall reports whether c is a persistence engine's template. /proc tells its
 // data, or where it comes from, but not both.
 func (k *known) isCall(c *conntable.Connection) bool {
-	return c.Template && k.engines[conntable.Key{Virtual: c.Virtual, Protocol: c.Protocol, Template: true}]
+	return k.engines[withoutClient(&c.Key)]
+}
+
+// withoutClient returns a template's key as templateOf does.
+func withoutClient(k *conntable.Key) conntable.Key {
+	return conntable.Key{Virtual: k.Virtual, Protocol: k.Protocol, Template: k.Template}
 }
 
 // complete sets c's forwarding method, timeout and mark.
@@ -204,7 +223,7 @@ func (k *known) complete(c *conntable.Connection) {
 	switch {
 	case c.Template:
 		c.Flags |= conntable.FlagTemplate
-		c.Timeout = k.persist[c.Virtual.Addr()]
+		c.Timeout = k.persist[withoutClient(&c.Key)]
 	default:
 		c.Timeout = k.timeout(c.Protocol, c.State)
 	}

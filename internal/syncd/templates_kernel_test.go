@@ -1,11 +1,16 @@
 package syncd
 
 import (
+	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"saru/internal/testnet"
+	"saru/ipvs"
 )
 
 // templateAt is the real server of the client's template for port 81 in
@@ -83,5 +88,59 @@ func TestTemplatesThatDisagreeInTwoKernels(t *testing.T) {
 	}
 	if got := l.templateAt(1); got != second {
 		t.Errorf("then d2 has %s, want %s", got, second)
+	}
+}
+
+// Templates that are found in the kernel's table have their service's timeout,
+// where several services have one address, and with marks.
+func TestFoundTemplatesHaveTheirTimeouts(t *testing.T) {
+	l := newRealLAN(t)
+	l.via(0)
+	for _, i := range []int{0, nodeClient} {
+		l.run(i, "ip", "-6", "addr", "add", fmt.Sprintf("fd97::%d/64", i+1), "dev", "eth0", "nodad")
+	}
+	l.run(0, "ip", "-6", "addr", "add", testVIP6+"/128", "dev", "lo", "nodad")
+	l.run(nodeClient, "ip", "-6", "route", "add", testVIP6+"/128", "via", "fd97::1")
+	l.run(0, "nft", "add table inet marks; add chain inet marks pre { type filter hook prerouting priority mangle; };"+
+		" add rule inet marks pre tcp dport 85 meta nfproto ipv4 meta mark set 258; add rule inet marks pre tcp dport 85 meta nfproto ipv6 meta mark set 259")
+	want := map[string]time.Duration{}
+	add := func(template, server string, seconds time.Duration, service ...string) {
+		l.run(0, slices.Concat([]string{"ipvsadm", "-A"}, service, []string{"-s", "rr", "-p", fmt.Sprint(int(seconds))})...)
+		l.run(0, slices.Concat([]string{"ipvsadm", "-a"}, service, []string{"-r", server, "-g"})...)
+		want[template] = seconds * time.Second
+	}
+	add("TCP "+testVIP+":81", "10.97.0.4", 310, "-t", testVIP+":81")
+	add("TCP "+testVIP+":82", "10.97.0.4", 320, "-t", testVIP+":82")
+	add("TCP "+testVIP+":0", "10.97.0.4", 330, "-t", testVIP+":21")
+	add("TCP ["+testVIP6+"]:0", "fd97::4", 340, "-t", "["+testVIP6+"]:0")
+	add("IP 0.0.1.2:0", "10.97.0.4", 350, "-f", "258")
+	add("IP [0:103::]:0", "fd97::4", 360, "-f", "259", "-6")
+
+	must(t, testnet.Within(l.Nodes[nodeClient], func() error {
+		for _, at := range []string{testVIP + ":81", testVIP + ":82", testVIP + ":21", "[" + testVIP6 + "]:86", testVIP + ":85", "[" + testVIP6 + "]:85"} {
+			// Nobody answers: the SYN makes the template.
+			if c, err := net.DialTimeout("tcp", at, 100*time.Millisecond); err == nil {
+				c.Close()
+				return fmt.Errorf("somebody answered at %s", at)
+			}
+		}
+		return nil
+	}))
+	got := map[string]time.Duration{}
+	must(t, testnet.Within(l.Nodes[0], func() error {
+		client, err := ipvs.Dial()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		k := &tapKernel{lister: lister{client}}
+		return k.Entries(func() error { return nil }, func(e *Entry) {
+			if e.Template {
+				got[protocolName(e.Protocol)+" "+e.Virtual.String()] = e.Timeout
+			}
+		})
+	}))
+	if !maps.Equal(got, want) {
+		t.Errorf("found %v\nwant  %v\n%s", got, want, l.run(0, "ipvsadm", "-Lnc"))
 	}
 }
