@@ -80,13 +80,27 @@ func (c *Config) check() error {
 	return nil
 }
 
+// sysctlQueue bounds the messages that wait for the master thread. What comes
+// beyond it is lost and counted nowhere (net/netfilter/ipvs/ip_vs_sync.c,
+// sb_queue_tail). The kernel's own bound is 8,192 for each GiB of memory, made
+// for messages of some forty records.
+const sysctlQueue = "sync_qlen_max"
+
+// queueRoom is how many messages of one record may wait at least: more than a
+// second of 100,000 records. They take no memory before they wait. A message
+// then takes 128 bytes (IPv4: struct ip_vs_sync_buff and 44 bytes, each rounded
+// up by kmalloc) or 160 (IPv6), 576 with persistence data; all of them 16 MiB,
+// 20 MiB, or 72 MiB.
+const queueRoom = 1 << 17
+
 // sysctls returns what IPVS must be set to, in this order.
 func (c *Config) sysctls() []setting {
 	return []setting{
 		{"sync_version", "1"},
 		{"sync_ports", "1"}, // each thread would have its own buffer to wait in
 		{"sync_sock_size", strconv.Itoa(8 << 20)},
-		{"sync_retries", "1"}, // else timeouts below the refresh period are never told
+		{sysctlQueue, strconv.Itoa(queueRoom)}, // or more
+		{"sync_retries", "1"},                  // else timeouts below the refresh period are never told
 		{sysctlRefresh, seconds(max(c.RefreshPeriod, minRefresh))},
 		{"sync_threshold", "0 0"}, // from the first established packet on
 		{"sync_persist_mode", "0"},

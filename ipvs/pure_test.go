@@ -251,3 +251,16 @@ func TestSaved(t *testing.T) {
 		t.Errorf("broken file: %v, %v", found, err)
 	}
 }
+
+// TestBelow: what a kernel tells that is no number does not keep a bound from
+// being set.
+func TestBelow(t *testing.T) {
+	for _, tt := range []struct {
+		now  string
+		want bool
+	}{{"0", true}, {"131071", true}, {"131072", false}, {"18446744073709551615", false}, {"", true}, {"-1", true}} {
+		if got := below(tt.now, "131072"); got != tt.want {
+			t.Errorf("%q below 131072: %v", tt.now, got)
+		}
+	}
+}

@@ -84,6 +84,52 @@ func TestCloseRestores(t *testing.T) {
 	}
 }
 
+// TestQueueRoom: while a Tap runs, enough records may wait for the kernel's
+// thread; more than that stays, and what was before comes back. That holds too
+// after an earlier version was killed, which left that setting alone and did
+// not note it.
+func TestQueueRoom(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		was, want string
+		upgrade   bool
+	}{{"100", "131072", false}, {"131072", "131072", false}, {"200000", "200000", false}, {"300", "131072", true}} {
+		cfg := testConfig(t)
+		if err := writeSysctl(sysctlQueue, tt.was); err != nil {
+			t.Fatal(err)
+		}
+		before := everything(t)
+		if tt.upgrade {
+			left, err := here()
+			if err != nil {
+				t.Fatal(err)
+			}
+			left.Sysctls = []setting{{"sync_threshold", "3 50"}}
+			if err := left.store(cfg.StateFile); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tap, err := OpenTap(testLog(t), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := readSysctl(sysctlQueue); err != nil || now != tt.want {
+			t.Errorf("%s is %s, %v, after %s; want %s", sysctlQueue, now, err, tt.was, tt.want)
+		}
+		if err := tap.Close(); err != nil {
+			t.Error(err)
+		}
+		if after := everything(t); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+	}
+}
+
 // TestKilled: what a killed process left is not taken for somebody else's,
 // costs no error messages meanwhile, and the next Tap puts the originals back.
 func TestKilled(t *testing.T) {

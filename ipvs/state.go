@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -87,10 +89,33 @@ func writeSysctl(name, value string) error {
 	return os.WriteFile(filepath.Join(sysctlDir, name), []byte(value+"\n"), 0o644)
 }
 
+// apply sets a sysctl to what Was says; one that is a lower bound only if it is
+// below.
+func (s setting) apply() error {
+	if s.Name == sysctlQueue {
+		now, err := readSysctl(s.Name)
+		if err != nil || !below(now, s.Was) {
+			return err
+		}
+	}
+	return writeSysctl(s.Name, s.Was)
+}
+
+// below compares numbers; what is none is below.
+func below(now, bound string) bool {
+	n, nerr := strconv.ParseUint(now, 10, 64)
+	b, berr := strconv.ParseUint(bound, 10, 64)
+	return nerr != nil || berr != nil || n < b
+}
+
 // read fills in what the sysctls named in want are now, in order. Those that
-// the kernel does not have are left out.
+// the kernel does not have are left out, and those that are there stay: a Tap
+// of an earlier version left the others alone.
 func (s *saved) read(want []setting) error {
 	for _, w := range want {
+		if slices.ContainsFunc(s.Sysctls, func(had setting) bool { return had.Name == w.Name }) {
+			continue
+		}
 		was, err := readSysctl(w.Name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -161,7 +161,7 @@ func (t *Tap) start() error {
 		return err
 	}
 	for _, s := range t.cfg.sysctls() {
-		if err := writeSysctl(s.Name, s.Was); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.apply(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("set sysctl: %w", err)
 		}
 	}
@@ -204,10 +204,11 @@ func (t *Tap) adopt() error {
 	case left:
 		t.log.Warn("a syncd left its sync threads without a record of the original kernel settings; present ones are taken for them", "state", t.cfg.StateFile)
 	}
-	if !found {
-		if err := saved.read(t.cfg.sysctls()); err != nil {
-			return err
-		}
+	had := len(saved.Sysctls)
+	if err := saved.read(t.cfg.sysctls()); err != nil {
+		return err
+	}
+	if !found || len(saved.Sysctls) > had {
 		if err := saved.store(t.cfg.StateFile); err != nil {
 			return config.Bad("%v; name a writable place", err)
 		}

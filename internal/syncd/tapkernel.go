@@ -60,6 +60,7 @@ func (k *tapKernel) Stats() KernelStats {
 // notCovered is what the sync threads and /proc cannot give.
 var notCovered = []string{
 	"handshakes that are not complete, but those of TCP when saru gives buckets away, and UDP of one-packet services: the kernel never tells of them",
+	"what overflows the kernel's own queue to its sync threads (net.ipv4.vs.sync_qlen_max): it has no counter, and is seen by the audit only",
 	"a server's reset, and what the server alone keeps alive: seen by the audit only (see its last pass for how often)",
 	"services with real servers of both address families: the kernel allows none beside its sync threads",
 	"what /proc does not show of connections that are older than syncd: sequence numbers (FTP), SIP call ids",
