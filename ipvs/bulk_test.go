@@ -51,7 +51,7 @@ func TestBulk(t *testing.T) {
 	for _, what := range []string{"new", "known"} {
 		thread := backupCPU(t)
 		start := time.Now()
-		if err := errors.Join(tap.Inject(conns), tap.inj.settle()); err != nil {
+		if err := errors.Join(tap.Inject(conns), tap.Settle(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		took := time.Since(start)
@@ -63,16 +63,10 @@ func TestBulk(t *testing.T) {
 	if err != nil || len(services) != 1 {
 		t.Fatalf("services %+v, %v", services, err)
 	}
-	var active uint32
-	t.Cleanup(func() { t.Logf("%d of %d entries are active; %+v", active, n, tap.Stats()) })
-	eventually(t, "all entries active at their real server", func() bool {
-		dests, err := tap.client.Dests(services[0])
-		if err != nil || len(dests) != 1 {
-			t.Fatalf("real servers %+v, %v", dests, err)
-		}
-		active = dests[0].Active
-		return active == uint32(n)
-	})
+	dests, err := tap.client.Dests(services[0])
+	if err != nil || len(dests) != 1 || dests[0].Active != uint32(n) {
+		t.Errorf("real servers %+v, %v, right after the kernel had settled; want %d active; %+v", dests, err, n, tap.Stats())
+	}
 	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != 2*uint64(n) {
 		t.Errorf("%+v", s)
 	}

@@ -204,7 +204,7 @@ func (t *Tap) forgetBeats() {
 	}
 	_, _, err := t.inj.inject(gone)
 	if err == nil {
-		err = t.inj.settle()
+		err = t.inj.settle(context.Background())
 	}
 	if err != nil {
 		t.log.Debug("heartbeat entries are left to expire", "err", err)

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/internal/task"
 	"saru/syncproto/kernelsync"
 )
 
@@ -121,10 +123,9 @@ func (in *injector) one(conns []conntable.Connection) (int, error) {
 	if err := in.pace(truesize(len(in.buf))); err != nil {
 		return 0, err
 	}
-	if _, err := unix.Write(in.fd, in.buf); err != nil {
-		return 0, fmt.Errorf("inject: %w", err)
+	if err := in.write(); err != nil {
+		return 0, err
 	}
-	in.away++
 	return n, nil
 }
 
@@ -133,26 +134,44 @@ func (in *injector) pace(n int) error {
 	if in.unlooked += n; in.unlooked < windowBytes {
 		return nil
 	}
-	if err := in.drain(queueHigh); err != nil {
+	if err := in.drain(context.Background(), queueHigh); err != nil {
 		return err
 	}
 	in.unlooked = n
 	return nil
 }
 
-// settle waits until the backup thread has read all that was sent.
-func (in *injector) settle() error {
+// settle waits until the backup thread has done all that it was sent. It takes
+// one message after the other, so it has when it has read one more, which tells
+// nothing. Nothing is injected meanwhile, for at most stuckAfter.
+func (in *injector) settle(ctx context.Context) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.fd < 0 {
 		return errClosed
 	}
-	return in.drain(0)
+	var err error
+	if in.buf, _, err = kernelsync.AppendMessage(in.buf[:0], in.syncID, injectMax, nil); err != nil {
+		return fmt.Errorf("inject: %w", err)
+	}
+	if err := in.write(); err != nil {
+		return err
+	}
+	return in.drain(ctx, 0)
+}
+
+// write sends what is in buf.
+func (in *injector) write() error {
+	if _, err := unix.Write(in.fd, in.buf); err != nil {
+		return fmt.Errorf("inject: %w", err)
+	}
+	in.away++
+	return nil
 }
 
 // drain waits until all that was sent is in the backup thread's socket, and at
 // most limit bytes wait there.
-func (in *injector) drain(limit int64) error {
+func (in *injector) drain(ctx context.Context, limit int64) error {
 	for start := time.Now(); ; {
 		in.away = max(0, in.away-in.receipts.take())
 		s, err := in.look(in.local)
@@ -165,7 +184,9 @@ func (in *injector) drain(limit int64) error {
 		if time.Since(start) > stuckAfter {
 			return in.stuck(s.queue)
 		}
-		time.Sleep(lookEvery)
+		if !task.Pause(ctx, lookEvery) {
+			return ctx.Err()
+		}
 	}
 }
 

@@ -1,15 +1,18 @@
 package ipvs
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"saru/conntable"
+	"saru/syncproto/kernelsync"
 )
 
 // A fakeLoopback stands for lo and the backup thread: datagrams lie in the
@@ -23,6 +26,7 @@ type fakeLoopback struct {
 	backlog  []int64
 	queue    int64
 	most     int64 // ever in the socket
+	last     []byte
 	receipts int
 }
 
@@ -34,6 +38,7 @@ func (l *fakeLoopback) look(netip.AddrPort) (udpSocket, error) {
 			break
 		}
 		l.backlog = append(l.backlog, int64(truesize(n)))
+		l.last = append(l.last[:0], buf[:n]...)
 	}
 	l.queue = max(l.queue-l.perLook, 0)
 	if l.looks++; l.looks > l.late {
@@ -96,7 +101,7 @@ func TestPace(t *testing.T) {
 					t.Errorf("up to %d bytes waited; at most %d should", l.most, limit)
 				}
 				l.late = 0
-				if err := in.settle(); err != nil || l.queue != 0 || in.away != 0 {
+				if err := in.settle(t.Context()); err != nil || l.queue != 0 || in.away != 0 {
 					t.Errorf("%v; %d bytes and %d datagrams are left", err, l.queue, in.away)
 				}
 			})
@@ -127,6 +132,31 @@ func TestStuck(t *testing.T) {
 		}
 		if _, _, err := in.inject(beatEntries(1)); !errors.Is(err, errClosed) {
 			t.Errorf("after close: %v", err)
+		}
+	})
+}
+
+// TestSettle: it ends when one message more than was given has been read, which
+// is empty, and otherwise with its caller.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLoopback{perLook: 100}
+		in := injectorTo(t, l)
+		if _, _, err := in.inject(beatEntries(100)); err != nil {
+			t.Fatal(err)
+		}
+		if err := in.settle(t.Context()); err != nil || l.queue != 0 || in.away != 0 {
+			t.Errorf("%v; %d bytes and %d datagrams are left", err, l.queue, in.away)
+		}
+		d := kernelsync.Decoder{SyncID: in.syncID}
+		if err := d.Decode(l.last, func(*conntable.Connection) { t.Error("the last message tells of a connection") }); err != nil || len(l.last) != kernelsync.HeaderSize {
+			t.Errorf("the last message is %x, %v", l.last, err)
+		}
+		l.perLook = 0
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if began, err := time.Now(), in.settle(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > time.Second+lookEvery {
+			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})
 }

@@ -318,11 +318,18 @@ func (t *Tap) capture(ctx context.Context) error {
 	}
 }
 
+// Settle waits until all that Inject and Delete were given before is in the
+// kernel's table, or ctx ends. It fails if that takes longer than 5 s. Nothing
+// is injected meanwhile, and each call reads a table of all UDP sockets: it is
+// for the end of something that was long, not for each record.
+func (t *Tap) Settle(ctx context.Context) error { return t.inj.settle(ctx) }
+
 // Inject tells the kernel of conns, which creates the entries or overwrites
 // what it has for their keys: it checks nothing, so the caller never gives
 // what is older than the kernel's own. It blocks while the backup thread is
 // behind, and fails, having injected some of conns or none, while that thread
-// does not run; Healthy tells, and the caller tries again. An entry of which the
+// does not run; Healthy tells, and the caller tries again. When it returns, up to
+// 128 KiB may still wait for that thread (Settle). An entry of which the
 // kernel does not know the service and real server stays unbound until it is
 // injected again.
 func (t *Tap) Inject(conns []conntable.Connection) error {

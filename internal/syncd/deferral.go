@@ -346,7 +346,9 @@ func (e *Engine) tellAndAsk(recs []conntable.Record) {
 	}
 }
 
-// giveReceipts tells peers when the kernel took what they sent, until ctx ends.
+// giveReceipts tells peers when the kernel was told what they sent, until ctx
+// ends. It does not wait for Kernel.Settle: they ask with each flush, and that
+// would hold up what comes behind.
 func (e *Engine) giveReceipts(ctx context.Context) error {
 	for {
 		select {

@@ -190,22 +190,22 @@ func (e *Engine) Ready() <-chan struct{} { return e.up }
 func (e *Engine) String() string { return "engine" }
 
 // Synced reports whether all that the reachable peers held when we joined is
-// in the table and was given to the kernel.
+// in the table and in the kernel.
 func (e *Engine) Synced() bool { return e.synced.Load() }
 
-// Resync pulls everything again from all peers, and waits until it was given
-// to the kernel. It returns how many peers were asked.
+// Resync pulls everything again from all peers, and waits until it is in the
+// kernel. It returns how many peers were asked.
 func (e *Engine) Resync(ctx context.Context) (int, error) {
 	n, err := e.session.Resync(ctx)
 	if err != nil {
 		return n, err
 	}
-	return n, e.toKernel.flushed(ctx)
+	return n, e.inKernel(ctx)
 }
 
 // join says that we are synced when we are: all that the peers held when we
-// joined is in the table and was given to the kernel, and a comparison of
-// digests has found nothing missing.
+// joined is in the table and in the kernel, and a comparison of digests has found
+// nothing missing.
 func (e *Engine) join(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -215,7 +215,7 @@ func (e *Engine) join(ctx context.Context) error {
 	if !await(ctx, e.finding.all) {
 		return nil
 	}
-	if e.toKernel.flushed(ctx) != nil || !e.agree(ctx) || e.toKernel.flushed(ctx) != nil {
+	if e.toKernel.flushed(ctx) != nil || !e.agree(ctx) || e.inKernel(ctx) != nil {
 		return nil
 	}
 	e.synced.Store(true)

@@ -16,6 +16,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/seal"
+	"saru/internal/task"
 	"saru/syncproto/peer"
 	"saru/syncproto/peer/peertest"
 )
@@ -46,6 +47,8 @@ type fakeKernel struct {
 	lose     int           // so many injections to come vanish without a word
 	keep     int           // so many deletions to come do
 	slow     time.Duration // of a read of the table
+	lag      time.Duration // of Settle
+	stuck    int           // so many calls of Settle to come fail
 	during   func()        // is called after a slice was read, before it is told
 	stats    func() KernelStats
 }
@@ -109,6 +112,31 @@ func (k *fakeKernel) Delete(c conntable.Connection) error {
 	delete(k.conns, c.Key)
 	delete(k.table, c.Key)
 	return nil
+}
+
+// Settle takes as long as lag says, and then fails as often as stuck says.
+func (k *fakeKernel) Settle(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if lag := k.lag; lag > 0 {
+		k.mu.Unlock()
+		goesOn := task.Pause(ctx, lag)
+		k.mu.Lock()
+		if !goesOn {
+			return ctx.Err()
+		}
+	}
+	if k.stuck > 0 {
+		k.stuck--
+		return errors.New("the backup thread leaves it unread")
+	}
+	return nil
+}
+
+func (k *fakeKernel) lagBy(d time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lag = d
 }
 
 // serve is a packet of a client's, or of a server's, on c.

@@ -35,7 +35,7 @@ var (
 )
 
 // CatchUp waits until all that the named peer's kernel knew when CatchUp was
-// called was given to this one's, as far as its sync threads tell it. How far
+// called is in this one's, as far as its sync threads tell it. How far
 // these are behind only the peer can see, so a time must do.
 func (e *Engine) CatchUp(ctx context.Context, peer string) error {
 	if !task.Pause(ctx, captureLag) {
@@ -44,7 +44,7 @@ func (e *Engine) CatchUp(ctx context.Context, peer string) error {
 	if err := e.session.CatchUp(ctx, peer); err != nil {
 		return err
 	}
-	return e.toKernel.flushed(ctx)
+	return e.inKernel(ctx)
 }
 
 // CatchUpBack waits until all that the own kernel knew when CatchUpBack was

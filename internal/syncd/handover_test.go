@@ -131,3 +131,42 @@ func TestBarrierWaitsForHeartbeats(t *testing.T) {
 		})
 	}
 }
+
+// Who is told that all is in the kernel is told so when the kernel has done it,
+// not when it was handed over, for as long as he waits.
+func TestInTheKernelMeansDone(t *testing.T) {
+	const lag = 700 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(54)
+		a := start(t, network, 1, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		k := newFakeKernel()
+		k.lag, k.stuck = 10*time.Second, 1
+		b := start(t, network, 2, k)
+		time.Sleep(20 * time.Second) // it was stuck once
+		if b.Synced() {
+			t.Error("synced before the kernel had taken what it was told")
+		}
+		time.Sleep(4 * time.Second)
+		if !b.Synced() {
+			t.Error("not synced although the kernel has taken all")
+		}
+		k.lagBy(lag)
+		for what, wait := range map[string]func(context.Context) error{
+			"resync":  func(ctx context.Context) error { _, err := b.Resync(ctx); return err },
+			"barrier": func(ctx context.Context) error { return b.CatchUp(ctx, a.node) },
+		} {
+			began := time.Now()
+			if err := wait(t.Context()); err != nil || time.Since(began) < lag {
+				t.Errorf("%s: %v after %v; want nil after %v or more", what, err, time.Since(began), lag)
+			}
+			k.lagBy(time.Hour)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			if err := wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s with a stuck kernel: %v", what, err)
+			}
+			cancel()
+			k.lagBy(lag)
+		}
+	})
+}

@@ -203,6 +203,24 @@ func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
 	}
 }
 
+// inKernel waits until all that waits for the kernel now is in its table, as
+// far as it takes it.
+func (e *Engine) inKernel(ctx context.Context) error {
+	if err := e.toKernel.flushed(ctx); err != nil {
+		return err
+	}
+	for {
+		err := e.kernel.Settle(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		e.log.Warn("wait for the kernel to take what it was told", "err", err)
+		if !task.Pause(ctx, injectAgain) {
+			return err
+		}
+	}
+}
+
 // renew brings conns up to date, without those that are ours or gone by now.
 func (e *Engine) renew(conns []conntable.Connection) []conntable.Connection {
 	keep := conns[:0]

@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
@@ -11,10 +12,15 @@ import (
 // A Kernel is the IPVS side as the engine sees it. What it captures it tells
 // Engine.Captured.
 type Kernel interface {
-	// Inject makes or changes entries, no faster than the kernel takes them.
+	// Inject makes or changes entries, no faster than the kernel takes them. The
+	// last ones may still be on their way when it returns.
 	Inject(conns []conntable.Connection) error
 	// Delete makes an entry go. Traffic may keep it, so the caller looks.
 	Delete(c conntable.Connection) error
+	// Settle waits until all that Inject and Delete were given before is in the
+	// kernel's table, as far as that takes it, or ctx ends. It may hold up
+	// Inject meanwhile, so it is not for each record.
+	Settle(ctx context.Context) error
 	// Entries calls fn with what the kernel's table holds now, which is no
 	// snapshot: what comes and goes meanwhile may be missed, or told twice.
 	// Before each slice that it reads it calls pace, on the same goroutine,

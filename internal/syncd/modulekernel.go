@@ -139,6 +139,10 @@ func (k *moduleKernel) Delete(c conntable.Connection) error {
 	return k.apply("delete", []usersync.Change{{Connection: &c, Expect: new(uint32)}}, k.client.Delete)
 }
 
+// Settle has nothing to wait for: the module has done what it was told when it
+// answers.
+func (k *moduleKernel) Settle(context.Context) error { return nil }
+
 type command func([]usersync.Result, []usersync.Change) ([]usersync.Result, error)
 
 func (k *moduleKernel) apply(what string, changes []usersync.Change, do command) error {

@@ -311,6 +311,10 @@ func (s *source) Delete(c conntable.Connection) error {
 	return s.do(func(k Kernel) error { return k.Delete(c) })
 }
 
+// Settle waits for the kernel in use. One that goes away does all that it was
+// given before (ipvs.Tap.Close).
+func (s *source) Settle(ctx context.Context) error { return s.now.Load().Settle(ctx) }
+
 func (s *source) do(what func(Kernel) error) error {
 	timer := time.NewTimer(switchLimit)
 	defer timer.Stop()
@@ -350,6 +354,8 @@ var errAbsent = errors.New("there is neither the kernel module nor the tap")
 func (a absent) Inject([]conntable.Connection) error { return errAbsent }
 
 func (a absent) Delete(conntable.Connection) error { return errAbsent }
+
+func (a absent) Settle(context.Context) error { return nil } // nothing is on its way
 
 func (a absent) Entries(func() error, func(*Entry)) error { return errAbsent }
 

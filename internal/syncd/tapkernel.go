@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ func (k *tapKernel) close() error { return errors.Join(k.client.Close(), k.tap.C
 func (k *tapKernel) Inject(conns []conntable.Connection) error { return k.tap.Inject(conns) }
 
 func (k *tapKernel) Delete(c conntable.Connection) error { return k.tap.Delete(c) }
+
+func (k *tapKernel) Settle(ctx context.Context) error { return k.tap.Settle(ctx) }
 
 func (k *tapKernel) Stats() KernelStats {
 	s := k.tap.Stats()

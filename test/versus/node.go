@@ -49,6 +49,8 @@ func (k *paperKernel) Inject(conns []conntable.Connection) error {
 
 func (k *paperKernel) Delete(conntable.Connection) error { return nil }
 
+func (k *paperKernel) Settle(context.Context) error { return nil }
+
 // Entries has none at start, and afterwards cannot be read, so that nothing is
 // audited.
 func (k *paperKernel) Entries(func() error, func(*syncd.Entry)) error {
