@@ -265,6 +265,12 @@ func (a *audit) tell(k *Entry, r *conntable.Record, timeout time.Duration) {
 	if r.Deleted {
 		n.Connection.Flags = k.Flags
 	}
+	if k.Protocol != protoTCP && k.Dest != r.Dest {
+		// A peer's kernel puts the new real server in the other's place, which
+		// it does not for an inactive entry (net/netfilter/ipvs/ip_vs_sync.c,
+		// ip_vs_proc_conn); UDP's always are.
+		n.Flags &^= counted
+	}
 	a.e.queued(a.e.table.Apply(&n, a.e.newsFor()))
 	a.add(&a.counts.Told)
 }

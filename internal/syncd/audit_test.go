@@ -117,6 +117,35 @@ func TestAuditFindsWhatWasNeverTold(t *testing.T) {
 	})
 }
 
+// A kernel keeps the real server that it has against what it is told of an
+// inactive entry, and each of UDP is inactive.
+func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
+		for _, k := range kernels {
+			for _, dest := range []netip.AddrPort{realA, realB} {
+				k.targets[Target{Virtual: vip, Protocol: protoUDP, Dest: dest}] = struct{}{}
+			}
+		}
+		network := peertest.New(26)
+		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
+		time.Sleep(3 * time.Second)
+		c := tcp(1, 0, 300*time.Second)
+		c.Protocol, c.Dest, c.Flags = protoUDP, realA, c.Flags|conntable.FlagInactive
+		a.capture(c)
+		time.Sleep(5 * time.Second)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realA {
+			t.Fatalf("the peer's kernel has %+v, %v", e, ok)
+		}
+		c.Dest = realB
+		a.kernel.serve(c) // without a word
+		time.Sleep(10 * time.Second)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB {
+			t.Errorf("the peer's kernel has %+v, %v; want it to send to %v", e, ok, realB)
+		}
+	})
+}
+
 // What the kernel's backup thread lost is told again, and counted.
 func TestAuditMendsTheKernel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

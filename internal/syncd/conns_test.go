@@ -143,8 +143,35 @@ func TestTimeoutsOfFoundEntries(t *testing.T) {
 	}
 	unknown := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: 17}, Dest: realB}
 	k.complete(&unknown)
-	if unknown.Timeout != 200*time.Second || unknown.FWMark != 5 || unknown.Flags != conntable.FlagFwdGate {
+	if unknown.Timeout != 200*time.Second || unknown.FWMark != 5 || unknown.Flags != conntable.FlagFwdGate|conntable.FlagInactive {
 		t.Errorf("%+v", unknown)
+	}
+}
+
+// The kernel counts every entry as inactive but some of TCP and SCTP, and so
+// must the peers' kernels, who take the flag from what they are told.
+func TestActivityOfFoundEntries(t *testing.T) {
+	for _, tt := range []struct {
+		protocol uint8
+		state    uint16
+		template bool
+		active   bool
+	}{
+		{6, tcpEstablished, false, true},
+		{6, tcpSynRecv, false, true},
+		{6, finWait, false, false},
+		{6, 0, true, false},
+		{6, 1, true, false}, // a template that is assured
+		{17, 0, false, false},
+		{132, sctpEstablished, false, true},
+		{132, sctpEstablished + 1, false, false},
+		{50, 0, false, false},
+	} {
+		c := conntable.Connection{Key: conntable.Key{Virtual: vip, Protocol: tt.protocol, Template: tt.template}, Dest: realA, State: tt.state}
+		(&known{}).complete(&c)
+		if got := c.Flags&conntable.FlagInactive == 0; got != tt.active {
+			t.Errorf("%+v: active %t", tt, got)
+		}
 	}
 }
 
@@ -199,7 +226,7 @@ func TestTimeoutsOfFoundTemplates(t *testing.T) {
 			Dest: netip.AddrPortFrom(realA.Addr(), 0),
 		}
 		k.complete(&c)
-		if c.Timeout != tt.want*time.Second || c.FWMark != tt.mark || c.Flags != conntable.FlagTemplate|conntable.FlagFwdMasq {
+		if c.Timeout != tt.want*time.Second || c.FWMark != tt.mark || c.Flags != conntable.FlagTemplate|conntable.FlagFwdMasq|conntable.FlagInactive {
 			t.Errorf("protocol %d, %s: %v, mark %#x, flags %#x; want %v, mark %#x", tt.protocol, tt.virtual, c.Timeout, c.FWMark, c.Flags, tt.want*time.Second, tt.mark)
 		}
 	}

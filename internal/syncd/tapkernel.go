@@ -231,14 +231,15 @@ func (k *known) complete(c *conntable.Connection) {
 	default:
 		c.Timeout = k.timeout(c.Protocol, c.State)
 	}
-	if !c.Template && c.Protocol == protoTCP && !countsActive(c.State) {
+	if !countsActive(c) {
 		c.Flags |= conntable.FlagInactive
 	}
 }
 
 const (
-	protoTCP = 6
-	protoUDP = 17
+	protoTCP  = 6
+	protoUDP  = 17
+	protoSCTP = 132
 )
 
 // IP_VS_TCP_S_... of include/net/ip_vs.h.
@@ -253,9 +254,24 @@ const (
 	tcpSynAck      = 10
 )
 
-// countsActive reports whether the kernel counts a TCP connection in this state among
-// the active ones (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_state_active_table).
-func countsActive(state uint16) bool {
+// sctpEstablished is IP_VS_SCTP_S_ESTABLISHED.
+const sctpEstablished = 8
+
+// countsActive reports whether the kernel counts c among its real server's active
+// connections: TCP and SCTP in some of their states, nothing else, and no
+// template (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_state_active_table,
+// ip_vs_proto_sctp.c, set_sctp_state, and ip_vs_ctl.c, __ip_vs_update_dest).
+func countsActive(c *conntable.Connection) bool {
+	switch {
+	case c.Template:
+		return false
+	case c.Protocol == protoTCP:
+		return tcpActive(c.State)
+	}
+	return c.Protocol == protoSCTP && c.State == sctpEstablished
+}
+
+func tcpActive(state uint16) bool {
 	return state == tcpEstablished || state == tcpSynSent || state == tcpSynRecv || state == tcpSynAck
 }
 
