@@ -27,10 +27,14 @@
 //     bind to. On lo the master would take the first global address there,
 //     on a director often the VIP, and fall silent when that is removed.
 //     Nothing ever comes in through the interface, so a firewall that drops
-//     unknown interfaces in its input chain does no harm. The interface is
+//     unknown interfaces in its input chain does no harm; one that does so in
+//     its output chain must let the interface out. The interface is
 //     persistent: after a crash the master thread goes on sending into
 //     nothing, while a vanished interface would make it log an error for
 //     each record. It is also the lock: a TUN interface has one owner.
+//     It is the cheapest way too, a quarter below sockets on lo or behind a
+//     veth pair, where the kernel also receives each datagram (measured by
+//     TestMeasureWays; docs/performance.md).
 //   - Injected records go in through lo, which firewalls accept, as ordinary
 //     UDP datagrams in batches, and the kernel's socket counts what it drops.
 //
