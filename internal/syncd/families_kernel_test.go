@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,9 +13,9 @@ import (
 	"saru/ipvs/usersync"
 )
 
-// entries returns what director i's kernel has for a virtual service, as the
+// entries returns what director i's kernel has that passes a filter, as the
 // module sees it.
-func (l *realLAN) entries(i int, virtual netip.AddrPort) (all []usersync.Record) {
+func (l *realLAN) entries(i int, filter usersync.Filter) (all []usersync.Record) {
 	l.t.Helper()
 	must(l.t, testnet.Within(l.Nodes[i], func() error {
 		c, err := usersync.Dial()
@@ -22,8 +23,13 @@ func (l *realLAN) entries(i int, virtual netip.AddrPort) (all []usersync.Record)
 			return err
 		}
 		defer c.Close()
-		return c.Dump(usersync.Filter{Virtual: virtual}, func(r *usersync.Record) error {
-			all = append(all, *r)
+		return c.Dump(filter, func(r *usersync.Record) error {
+			own := *r
+			own.PEData = slices.Clone(r.PEData)
+			if r.Seq != nil {
+				own.Seq = new(*r.Seq)
+			}
+			all = append(all, own)
 			return nil
 		})
 	}))
@@ -55,13 +61,14 @@ func TestModuleMirrorsBothFamiliesInOneService(t *testing.T) {
 		}
 		return nil
 	}))
-	virtual, server := netip.MustParseAddrPort(testVIP+":83"), netip.MustParseAddrPort("[fd97::4]:83")
-	owners := l.entries(0, virtual)
+	server := netip.MustParseAddrPort("[fd97::4]:83")
+	service := usersync.Filter{Virtual: netip.MustParseAddrPort(testVIP + ":83")}
+	owners := l.entries(0, service)
 	if len(owners) != 1 || owners[0].Dest != server {
 		t.Fatalf("the owner's kernel has %+v", owners)
 	}
 	var peers []usersync.Record
-	testnet.Await(t, "d2's kernel has it", func() bool { peers = l.entries(1, virtual); return len(peers) == 1 })
+	testnet.Await(t, "d2's kernel has it", func() bool { peers = l.entries(1, service); return len(peers) == 1 })
 	o, p := owners[0], peers[0]
 	if p.Key != o.Key || p.Dest != server || p.State != o.State || p.Flags&conntable.FlagFwdMask != o.Flags&conntable.FlagFwdMask {
 		t.Errorf("the peer's kernel has %+v, the owner's %+v", p, o)

@@ -24,16 +24,27 @@ func (l *mixLAN) ipsec() {
 // sctpSocket is bound to one address, so that the other side is told of no
 // other.
 func sctpSocket(at netip.AddrPort) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	family := unix.AF_INET
+	if at.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
 	if err != nil {
 		return -1, err
 	}
-	return fd, unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())})
+	return fd, unix.Bind(fd, sockaddr(at))
 }
 
-var sctpVIP = netip.AddrPortFrom(netip.MustParseAddr(testVIP), 9)
+func sockaddr(at netip.AddrPort) unix.Sockaddr {
+	if at.Addr().Is6() {
+		return &unix.SockaddrInet6{Addr: at.Addr().As16(), Port: int(at.Port())}
+	}
+	return &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}
+}
 
-func (l *mixLAN) listenSCTP() {
+const sctpPort = 9
+
+func (l *mixLAN) listenSCTP(vip string) {
 	if l.lacks["sctp"] {
 		return
 	}
@@ -42,7 +53,7 @@ func (l *mixLAN) listenSCTP() {
 	}
 	var ln net.Listener
 	must(l.t, testnet.Within(l.Nodes[nodeServer], func() error {
-		fd, err := sctpSocket(sctpVIP)
+		fd, err := sctpSocket(netip.AddrPortFrom(netip.MustParseAddr(vip), sctpPort))
 		f := os.NewFile(uintptr(fd), "sctp")
 		defer f.Close() // FileListener has its own
 		if err != nil {
@@ -57,12 +68,10 @@ func (l *mixLAN) listenSCTP() {
 	l.answerAll(ln)
 }
 
-func (l *mixLAN) sctp() {
-	if l.lacks["sctp"] {
-		return
-	}
-	l.add("SCTP", nil, func() (net.Conn, error) {
-		fd, err := sctpSocket(netip.MustParseAddrPort("10.97.0.3:0"))
+// sctp opens an association with a virtual address, from one of its family.
+func (l *mixLAN) sctp(from, vip string) {
+	l.add("SCTP "+from, nil, func() (net.Conn, error) {
+		fd, err := sctpSocket(netip.AddrPortFrom(netip.MustParseAddr(from), 0))
 		f := os.NewFile(uintptr(fd), "sctp")
 		defer f.Close() // FileConn has its own
 		if err != nil {
@@ -72,7 +81,7 @@ func (l *mixLAN) sctp() {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil {
 			return nil, err
 		}
-		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: sctpVIP.Addr().As4(), Port: int(sctpVIP.Port())}); err != nil {
+		if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(netip.MustParseAddr(vip), sctpPort))); err != nil {
 			return nil, os.NewSyscallError("connect", err)
 		}
 		return net.FileConn(f)

@@ -24,12 +24,22 @@ import (
 
 const moduleName = "ip_vs_user_sync"
 
+func moduleFile() string {
+	return filepath.Join("..", "..", ".cache", "kmod", os.Getenv("SARU_LAB_KERNEL"), moduleName+".ko")
+}
+
+func moduleBuilt() bool {
+	_, err := os.Stat(moduleFile())
+	return err == nil && os.Getenv("SARU_LAB_KERNEL") != ""
+}
+
 func loadModule(t *testing.T) {
 	t.Helper()
-	image, err := os.ReadFile(filepath.Join("..", "..", ".cache", "kmod", os.Getenv("SARU_LAB_KERNEL"), moduleName+".ko"))
-	if err != nil || os.Getenv("SARU_LAB_KERNEL") == "" {
+	if !moduleBuilt() {
 		t.Skip("no module for this kernel: run kmod/check.sh")
 	}
+	image, err := os.ReadFile(moduleFile())
+	must(t, err)
 	if err := unix.InitModule(image, ""); err != nil {
 		t.Fatalf("load the module: %v", err)
 	}
