@@ -67,6 +67,12 @@ func TestBulk(t *testing.T) {
 	if err != nil || len(dests) != 1 || dests[0].Active != uint32(n) {
 		t.Errorf("real servers %+v, %v, right after the kernel had settled; want %d active; %+v", dests, err, n, tap.Stats())
 	}
+	read, start := 0, time.Now()
+	err = ReadConns(nil, func(*Entry) error { read++; return nil })
+	t.Logf("%d entries read from /proc in %v", read, time.Since(start))
+	if err != nil || read < n {
+		t.Errorf("%d entries read, %v; want all %d", read, err, n)
+	}
 	if s := tap.Stats(); s.InjectDrops != 0 || s.Injected != 2*uint64(n) {
 		t.Errorf("%+v", s)
 	}

@@ -290,6 +290,9 @@ func (a *audit) mirrorIsRight(k *Entry, r *conntable.Record) {
 	case r.Deleted:
 		a.delete(k)
 	case a.e.held(r):
+	case !tellable(k) && ended(&r.Connection):
+		// A client that uses its port again has begun a handshake here, of which
+		// nobody tells.
 	case k.Template && k.Dest != r.Dest:
 		a.e.replaceTemplate(k.Connection)
 	case k.Dest != r.Dest || k.State != r.State || k.Remaining < r.Remaining-exact:

@@ -471,6 +471,27 @@ func TestTemplateThatIsServedIsNotReplaced(t *testing.T) {
 	})
 }
 
+// A handshake here from a port that a peer's connection had before is left alone.
+func TestAuditLeavesANewHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 27)
+		for i, state := range []uint16{tcpTimeWait, tcpClose} {
+			c := tcp(2*i, state, 120*time.Second)
+			b.capture(c)
+			time.Sleep(4 * time.Second)
+			c.State, c.Timeout = tcpSynRecv, time.Minute
+			if i == 0 {
+				c.Dest = realB
+			}
+			a.kernel.serve(c)
+			time.Sleep(30 * time.Second)
+			if e, _ := a.kernel.entry(c.Key); e.State != tcpSynRecv || e.Dest != c.Dest {
+				t.Errorf("after state %d: the kernel has %+v; want the handshake", state, e.Connection)
+			}
+		}
+	})
+}
+
 // The audit takes its share of a core and no more, whatever it has to read.
 func TestPacerKeepsToItsShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
