@@ -102,7 +102,8 @@ func (r *Report) Err() error {
 	}
 	want := r.Plan.Downloads + r.Plan.Quiet4 + r.Plan.Quiet45
 	for i, fo := range r.Failovers {
-		if fo.Open < want*9/10 {
+		// On a slow machine downloads end before the last cut, and others begin.
+		if fo.Open < want/2 {
 			return fmt.Errorf("failover %d met %d open flows of %d planned: too few to show anything", i+1, fo.Open, want)
 		}
 	}
