@@ -152,8 +152,7 @@ func (m *serviceMatch) String() string {
 }
 
 // SetFilter says which services are mirrored from now on. What is in the
-// mirror of others stays until its deadline, and kernel and peers hear no more
-// of it.
+// mirror of others stays until its deadline, and the kernel hears no more of it.
 func (e *Engine) SetFilter(f *ServiceFilter) { e.filter.Store(f) }
 
 // takes reports whether c is mirrored.

@@ -28,7 +28,7 @@ type finding struct {
 	read    atomic.Bool   // to the end
 	all     chan struct{} // closed when the kernel's queue has what was not found, too
 	seed    maphash.Seed
-	late    map[uint64]struct{} // hashes of the keys found, if that took longer
+	late    map[uint64]struct{} // hashes of the keys found, for if that takes longer
 	passed  bool                // foundAtOnce
 }
 
