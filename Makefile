@@ -74,7 +74,16 @@ lint: ## formatting (gofumpt), go vet, staticcheck
 
 .PHONY: test
 test: deps build kmod ## everything: unit, native namespaces, the module's build, and the lab on 6.1
-	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(LONG_TESTS)'; } | $(GO) run ./test/cmd/testsum
+	@{ $(GO) test -json -short -count=1 ./... ; $(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(LONG_TESTS)'; } | $(GO) run ./test/cmd/testsum -again '$(MAKE) --no-print-directory test-again'
+
+# The tests matching AGAIN of the packages AGAIN_IN, as "make test" runs them,
+# but one package after another.
+.PHONY: test-again
+test-again:
+	@$(GO) test -json -short -p 1 -count=1 -run "$$AGAIN" $(AGAIN_IN)
+	@$(if $(AGAIN_LAB),$(MAKE) --no-print-directory lab-tests KERNEL=6.1 LAB_SKIP='$(subst $$,$$$$,$(LONG_TESTS))' LAB_RUN='$(subst $$,$$$$,$(value AGAIN))' LAB_TESTS='$(AGAIN_LAB)')
+
+AGAIN_LAB = $(filter $(LAB_TESTS),$(AGAIN_IN:saru/%=./%))
 
 .PHONY: test-kernels
 test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12 (KERNELS="6.1 6.12")

@@ -47,6 +47,10 @@ func (w *network) mustDivide(cfg nft.Config, ps []uint16, numbers []uint32) {
 	}
 	if wrong > 0 {
 		w.t.Errorf("%d of %d datagrams fell to the wrong director", wrong, len(ps))
+		for _, d := range w.directors {
+			s, err := d.filter.Stats()
+			w.t.Logf("%s: %+v, %v", d.name, s, err)
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -245,7 +247,23 @@ func (o *opener) goOn(when string) {
 
 func (o *opener) noneFailed() {
 	o.t.Helper()
-	for _, f := range o.read().failures {
-		o.t.Errorf("a connection failed that no power cut met: %s, after %v", f.Why, f.Took)
+	failures := o.read().failures
+	for _, f := range failures {
+		o.t.Errorf("a connection that began at %v failed, and no power cut met it: %s, after %v", f.Began, f.Why, f.Took)
+	}
+	if len(failures) > 0 {
+		o.tellCounters()
 	}
 }
+
+// tellCounters logs who has reset or dropped something, and for what.
+func (o *opener) tellCounters() {
+	for _, n := range o.lab.Nodes() {
+		text, err := n.Run(o.t.Context(), "nstat", "-as")
+		o.t.Logf("%v: %v\n%s", n, err, strings.Join(tellingCounters.FindAllString(text, -1), "\n"))
+	}
+}
+
+// tellingCounters match the lines of nstat(8) about resets and drops, whose
+// count is not 0.
+var tellingCounters = regexp.MustCompile(`(?mi)^Tcp\S*(reset|rst|drop|overflow|cookie|challenge|retrans|listen)\S* +[1-9]\d*`)

@@ -1,12 +1,17 @@
 // Command testsum reads the output of "go test -json", of one run or of
 // several one after another, and prints what a person wants of it: failures
-// with their output, skipped tests with the reason, and a closing line of
-// totals. Its exit status is 1 if a test or a build failed, or if no test ran.
+// with their output, at once and again at the end, skipped tests with the
+// reason, and a closing line of totals. Its exit status is 1 if a test or a build failed, or if no test ran.
+//
+// With -again, few failures are tried once more, by that command: a machine
+// that others use too may take a second from any test. Tests that pass then are
+// named, with what they had said, and do not count as failed.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -28,14 +33,38 @@ type summary struct {
 	w                       io.Writer
 	output                  map[[2]string][]string
 	passed, failed, skipped int
+	passes                  [][2]string // package and test
 	skips                   []string
-	broken                  bool // a package failed without a failed test
+	failures                []failure
+	unsteady                []failure // that passed when run again
+	broken                  bool      // a package failed without a failed test
 	failedIn                map[string]int
 }
 
+// A failure is a test that failed, or a package that did as a whole, with the
+// end of what it printed.
+type failure struct {
+	pkg, test string
+	end       []string
+}
+
+func (f failure) String() string {
+	return strings.TrimSpace(f.pkg+" "+f.test) + ":\n" + strings.Join(f.end, "")
+}
+
+func newSummary(w io.Writer) *summary {
+	return &summary{w: w, output: map[[2]string][]string{}, failedIn: map[string]int{}}
+}
+
 func main() {
-	s := &summary{w: os.Stdout, output: map[[2]string][]string{}, failedIn: map[string]int{}}
-	if err := s.read(os.Stdin); err != nil {
+	again := flag.String("again", "", "`command` for the shell that runs the tests matching $AGAIN in $AGAIN_IN, as \"go test -json\"")
+	flag.Parse()
+	s := newSummary(os.Stdout)
+	err := s.read(os.Stdin)
+	if err == nil && *again != "" {
+		err = s.again(func(tests, packages string) (io.Reader, error) { return run(*again, tests, packages) })
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "testsum:", err)
 		os.Exit(1)
 	}
@@ -78,6 +107,7 @@ func (s *summary) endTest(e event, key [2]string) {
 	switch e.Action {
 	case "pass":
 		s.passed++
+		s.passes = append(s.passes, key)
 	case "fail":
 		s.failed++
 		s.failedIn[e.Package]++
@@ -103,10 +133,16 @@ func (s *summary) endPackage(e event, key [2]string) {
 	}
 }
 
+// atEnd is how many lines of a failure are shown again at the end, where they
+// are looked for.
+const atEnd = 30
+
 func (s *summary) print(key [2]string) {
-	for _, line := range s.output[key] {
+	lines := s.output[key]
+	for _, line := range lines {
 		fmt.Fprint(s.w, line)
 	}
+	s.failures = append(s.failures, failure{key[0], key[1], slices.Clone(lines[max(0, len(lines)-atEnd):])})
 }
 
 // reason returns what a test said when it skipped: testing prints
@@ -127,6 +163,15 @@ func reason(output []string) string {
 	return "no reason given"
 }
 
+func (s *summary) list(title string, failures []failure) {
+	if len(failures) > 0 {
+		fmt.Fprintf(s.w, "\n%s:\n", title)
+	}
+	for _, f := range failures {
+		fmt.Fprint(s.w, f)
+	}
+}
+
 func (s *summary) close() int {
 	if len(s.skips) > 0 {
 		fmt.Fprintf(s.w, "\nskipped:\n")
@@ -134,6 +179,8 @@ func (s *summary) close() int {
 			fmt.Fprintf(s.w, "  %s\n", line)
 		}
 	}
+	s.list("failed once, passed when run again", s.unsteady)
+	s.list("failed", s.failures)
 	ran := s.passed + s.failed
 	fmt.Fprintf(s.w, "\n%d ran\n%d passed, %d failed, %d skipped\n", ran, s.passed, s.failed, s.skipped)
 	if s.broken {

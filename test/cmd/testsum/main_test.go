@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 )
@@ -19,6 +20,9 @@ func TestSummary(t *testing.T) {
 		{"fail shows output", `{"Action":"output","Package":"p","Test":"A","Output":"why it failed\n"}
 {"Action":"fail","Package":"p","Test":"A"}
 {"Action":"fail","Package":"p"}`, 1, []string{"why it failed", "0 passed, 1 failed"}},
+		{"fail is told again behind the skipped", `{"Action":"output","Package":"p","Test":"A","Output":"why it failed\n"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"skip","Package":"p","Test":"B"}`, 1, []string{"p B: no reason given\n\nfailed:\np A:\nwhy it failed\n"}},
 		{"panic outside a test", `{"Action":"pass","Package":"p","Test":"A"}
 {"Action":"output","Package":"p","Output":"panic: boom\n"}
 {"Action":"fail","Package":"p"}`, 1, []string{"panic: boom", "1 passed, 0 failed"}},
@@ -27,7 +31,7 @@ func TestSummary(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out strings.Builder
-			s := &summary{w: &out, output: map[[2]string][]string{}, failedIn: map[string]int{}}
+			s := newSummary(&out)
 			if err := s.read(strings.NewReader(tc.in)); err != nil {
 				t.Fatal(err)
 			}
@@ -38,6 +42,58 @@ func TestSummary(t *testing.T) {
 				if !strings.Contains(out.String(), w) {
 					t.Errorf("output lacks %q:\n%s", w, out.String())
 				}
+			}
+		})
+	}
+}
+
+// What fails twice, or was not tried again, has failed.
+func TestAgain(t *testing.T) {
+	const (
+		failed = `{"Action":"output","Package":"p","Test":"A/b","Output":"why it failed\n"}
+{"Action":"fail","Package":"p","Test":"A/b"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`
+		passes = `{"Action":"pass","Package":"p","Test":"A/b"}
+{"Action":"pass","Package":"p","Test":"A"}
+`
+	)
+	many := ""
+	for _, test := range []string{"B", "C", "D"} {
+		many += `{"Action":"fail","Package":"q","Test":"` + test + `"}` + "\n"
+	}
+	for _, tc := range []struct {
+		name, first, second string
+		status              int
+		want                string
+	}{
+		{"passes", failed, passes, 0, "failed once, passed when run again:\np A/b:\nwhy it failed\np A:\n\n2 ran\n2 passed, 0 failed"},
+		{"fails again", failed, failed, 1, "0 passed, 2 failed"},
+		{"passes here, fails there", failed, passes + failed, 1, "0 passed, 2 failed"},
+		{"is not run again", failed, `{"Action":"skip","Package":"p","Test":"A"}`, 1, "0 passed, 2 failed"},
+		{"its subtest is not run again", failed, `{"Action":"pass","Package":"p","Test":"A"}`, 1, "1 passed, 1 failed"},
+		{"many fail", failed + "\n" + many, passes, 1, "0 passed, 5 failed"},
+		{"does not build", failed + "\n" + `{"Action":"build-fail"}`, passes, 1, "0 passed, 2 failed"},
+		{"does not build again", failed, passes + `{"Action":"build-fail"}`, 1, "0 passed, 2 failed"},
+		{"nothing failed", passes, "", 0, "2 passed, 0 failed"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out strings.Builder
+			s := newSummary(&out)
+			if err := s.read(strings.NewReader(tc.first)); err != nil {
+				t.Fatal(err)
+			}
+			err := s.again(func(tests, packages string) (io.Reader, error) {
+				if tests != "^(A)$" || packages != "p" {
+					t.Errorf("runs %s of %s again", tests, packages)
+				}
+				return strings.NewReader(tc.second), nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := s.close(); got != tc.status || !strings.Contains(out.String(), tc.want) {
+				t.Errorf("status %d, want %d, with %q; got\n%s", got, tc.status, tc.want, out.String())
 			}
 		})
 	}

@@ -300,6 +300,9 @@ func prepare(j job) error {
 	if err := pinHooks(); err != nil {
 		return err
 	}
+	if err := startProcessors(); err != nil {
+		return err
+	}
 	if !j.Out {
 		return nil
 	}

@@ -23,7 +23,7 @@ import (
 // Namespaces are torn down after RCU grace periods, which are long under
 // emulation unless expedited.
 const kernelParameters = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off " +
-	"nokaslr audit=0 nowatchdog random.trust_cpu=on rcupdate.rcu_expedited=1"
+	"nokaslr audit=0 nowatchdog random.trust_cpu=on rcupdate.rcu_expedited=1" + oneProcessor
 
 // debugParameters let a debug kernel say on the console all that its checks
 // find, and let its stalls pass that an emulator on a busy machine makes.
