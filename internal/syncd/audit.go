@@ -66,8 +66,9 @@ type audit struct {
 	held    int
 	cost    time.Duration // CPU time of the last pass
 
-	// Entries to be seen the same again, and how often they were: those of
-	// ours that the kernel lacked, and those of its that the mirror lacks.
+	// Entries to be seen the same again, and how often they were: those that
+	// the kernel lacked, or has with another real server, and those of its that
+	// the mirror lacks.
 	missing, strange *suspects
 
 	mu     sync.Mutex
@@ -295,6 +296,9 @@ func (a *audit) mirrorIsRight(k *Entry, r *conntable.Record) {
 		// nobody tells.
 	case k.Template && k.Dest != r.Dest:
 		a.e.replaceTemplate(k.Connection)
+	case k.Dest != r.Dest && a.missing.again(&k.Key) >= 2: // that is no news under way
+		a.e.moved.note(k.Key)
+		a.reinject(&r.Key)
 	case k.Dest != r.Dest || k.State != r.State || k.Remaining < r.Remaining-exact:
 		a.reinject(&r.Key)
 	}

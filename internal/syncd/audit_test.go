@@ -146,6 +146,58 @@ func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {
 	})
 }
 
+// So the peers' kernels are told of an active entry first, when the owner's
+// tells of another real server.
+func TestDatagramFlowMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
+		for _, k := range kernels {
+			for _, dest := range []netip.AddrPort{realA, realB} {
+				k.targets[Target{Virtual: vip, Protocol: protoUDP, Dest: dest}] = struct{}{}
+			}
+		}
+		network := peertest.New(27)
+		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
+		time.Sleep(3 * time.Second)
+		c := tcp(1, 0, 300*time.Second)
+		c.Protocol, c.Flags = protoUDP, c.Flags|conntable.FlagInactive
+		for i, dest := range []netip.AddrPort{realA, realB, realA} {
+			c.Dest = dest
+			a.capture(c)
+			time.Sleep(time.Second)
+			if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != dest || e.Flags&conntable.FlagInactive == 0 {
+				t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, dest)
+			}
+			if want := max(1, 2*i+1); b.kernel.injections() != want {
+				t.Errorf("%d injections, want %d", b.kernel.injections(), want)
+			}
+		}
+	})
+}
+
+// A connection that was over before the peers heard of it, of a client who used
+// his port for another real server before, replaces the old one; but not at once,
+// since it could be the last word of one that was replaced, told late.
+func TestAuditReplacesWhatIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 28)
+		c := tcp(1, established, 900*time.Second)
+		c.Dest = realA
+		a.capture(c)
+		time.Sleep(time.Second)
+		c.Dest, c.State, c.Timeout, c.Flags = realB, finWait, 120*time.Second, c.Flags|conntable.FlagInactive
+		a.capture(c)
+		time.Sleep(time.Second)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realA {
+			t.Errorf("the peer's kernel has %+v, %v; want what it had", e, ok)
+		}
+		time.Sleep(4 * auditEvery)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.State != finWait || e.Flags&conntable.FlagInactive == 0 {
+			t.Errorf("the peer's kernel has %+v, %v; want the one to %v", e, ok, realB)
+		}
+	})
+}
+
 // What the kernel's backup thread lost is told again, and counted.
 func TestAuditMendsTheKernel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

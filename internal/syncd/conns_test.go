@@ -148,6 +148,36 @@ func TestTimeoutsOfFoundEntries(t *testing.T) {
 	}
 }
 
+// /proc does not show marks.
+func TestMarksOfFoundEntries(t *testing.T) {
+	anyPort := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
+	allPorts := netip.MustParseAddr("10.9.0.101")
+	k := &known{
+		forward: map[Target]uint32{
+			{Virtual: vip, Protocol: 6, Dest: realA}:                               conntable.FlagFwdGate,
+			{Virtual: anyPort(allPorts), Protocol: 6, Dest: anyPort(realA.Addr())}: conntable.FlagFwdGate,
+		},
+		marks: map[netip.AddrPort]uint32{anyPort(realA.Addr()): 5, realB: 7},
+	}
+	for _, tt := range []struct {
+		name          string
+		virtual, dest string
+		want          uint32
+	}{
+		{"of a service without a mark", vip.String(), realA.String(), 0},
+		{"at a real server on whatever port is called", "10.9.0.102:99", "192.168.6.10:99", 5},
+		{"at one that translates the port", "10.9.0.102:99", "192.168.6.10:80", 0},
+		{"of a service of all ports", "10.9.0.101:99", "192.168.6.10:99", 0},
+		{"at a real server on a port", "10.9.0.102:99", realB.String(), 7},
+		{"at another port of it", "10.9.0.102:99", "192.168.6.11:99", 0},
+	} {
+		c := conntable.Connection{Key: conntable.Key{Virtual: netip.MustParseAddrPort(tt.virtual), Protocol: 6}, Dest: netip.MustParseAddrPort(tt.dest)}
+		if k.complete(&c); c.FWMark != tt.want {
+			t.Errorf("a connection %s: mark %d, want %d", tt.name, c.FWMark, tt.want)
+		}
+	}
+}
+
 // The kernel counts every entry as inactive but some of TCP and SCTP, and so
 // must the peers' kernels, who take the flag from what they are told.
 func TestActivityOfFoundEntries(t *testing.T) {

@@ -104,6 +104,7 @@ type Engine struct {
 	services   atomic.Pointer[Services]
 	servers    atomic.Pointer[servers] // of services
 	templates  templates
+	moved      moved
 	saru       string // its socket, "" if it is not asked
 	owner      ownership.Feed
 	contests   atomic.Uint64 // peers' records against connections that are served here

@@ -47,6 +47,7 @@ func (e *Engine) mergeAll(d *delivery, recs []conntable.Record) {
 		if e.trace.on() {
 			e.trace.merged(PathReceived, r, res)
 		}
+		e.noteMove(r, res)
 		if e.nothingNew(r, res) {
 			*res = conntable.Result{Outcome: conntable.Same}
 		}
@@ -90,6 +91,7 @@ func (e *Engine) deliverOne(r *conntable.Record) {
 	if was && res.Outcome == conntable.Updated && !r.Deleted && old.Dest != r.Dest && !e.servedHere(r) {
 		e.replaceTemplate(old.Connection)
 	}
+	e.noteMove(r, &res)
 	if !e.nothingNew(r, &res) {
 		e.toKernel.offer(&res, res.Queued&conntable.ToKernel != 0)
 	}
@@ -178,7 +180,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
 			e.traceInjected(r)
-			conns = append(conns, forKernel(r))
+			conns = e.appendForKernel(conns, r)
 		}
 	}
 	e.tell(ctx, conns)

@@ -126,7 +126,7 @@ func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 // known is what the services tell of entries that /proc shows.
 type known struct {
 	forward map[Target]uint32
-	marks   map[netip.AddrPort]uint32       // of fwmark services, by real server
+	marks   map[netip.AddrPort]uint32       // of fwmark services, by real server; its port may be 0
 	byDest  map[netip.Addr]uint32           // for templates and fwmark services
 	persist map[conntable.Key]time.Duration // by templateOf
 	engines map[conntable.Key]bool          // services with a persistence engine, by templateOf
@@ -209,7 +209,7 @@ func withoutClient(k *conntable.Key) conntable.Key {
 func (k *known) complete(c *conntable.Connection) {
 	fwd, ok := k.forward[Target{Virtual: c.Virtual, Protocol: c.Protocol, Dest: c.Dest}]
 	if !ok {
-		c.FWMark = k.marks[c.Dest]
+		c.FWMark = k.markOf(c)
 		fwd, ok = k.byDest[c.Dest.Addr()]
 	}
 	if a := c.Virtual.Addr(); c.Template && c.Protocol == 0 { // its address is the mark
@@ -234,6 +234,20 @@ func (k *known) complete(c *conntable.Connection) {
 	if !countsActive(c) {
 		c.Flags |= conntable.FlagInactive
 	}
+}
+
+// markOf returns the mark of the fwmark service that has c's real server, or 0
+// if none has, or c may be of a service of all ports. A real server's port 0
+// stands for whatever the client called.
+func (k *known) markOf(c *conntable.Connection) uint32 {
+	if mark := k.marks[c.Dest]; mark != 0 {
+		return mark
+	}
+	anyPort := netip.AddrPortFrom(c.Dest.Addr(), 0)
+	if _, ok := k.forward[Target{Virtual: netip.AddrPortFrom(c.Virtual.Addr(), 0), Protocol: c.Protocol, Dest: anyPort}]; ok || c.Dest.Port() != c.Virtual.Port() {
+		return 0
+	}
+	return k.marks[anyPort]
 }
 
 const (

@@ -1,0 +1,69 @@
+package syncd
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"saru/conntable"
+)
+
+// maxMoved bounds what is remembered of those that moved. Beyond it the audit
+// finds them later.
+const maxMoved = 4096
+
+// moved are connections that have another real server than the kernel was told
+// before. If they count as inactive, as all of UDP do, the kernel takes the
+// record for the last word of a connection that was replaced, and ignores it
+// (net/netfilter/ipvs/ip_vs_sync.c, ip_vs_proc_conn). So it is first told of an
+// active one, which replaces what it has, then of what there is.
+type moved struct {
+	n    atomic.Int64 // len(keys), so that the common case asks for no lock
+	mu   sync.Mutex
+	keys map[conntable.Key]struct{}
+}
+
+func (m *moved) note(k conntable.Key) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keys == nil {
+		m.keys = map[conntable.Key]struct{}{}
+	}
+	if len(m.keys) < maxMoved {
+		m.keys[k] = struct{}{}
+		m.n.Store(int64(len(m.keys)))
+	}
+}
+
+// take reports whether k was noted, and forgets it.
+func (m *moved) take(k *conntable.Key) bool {
+	if m.n.Load() == 0 {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.keys[*k]
+	delete(m.keys, *k)
+	m.n.Store(int64(len(m.keys)))
+	return ok
+}
+
+// noteMove notes a peer's record if its real server is new here. One of TCP or
+// SCTP may indeed be the last word of what was replaced, told late: that is for
+// the audit to judge.
+func (e *Engine) noteMove(r *conntable.Record, res *conntable.Result) {
+	if res.Outcome == conntable.Updated && !res.Prev.SameTo && !res.Prev.Deleted && !r.Deleted && !r.Template &&
+		r.Protocol != protoTCP && r.Protocol != protoSCTP {
+		e.moved.note(r.Key)
+	}
+}
+
+// appendForKernel appends what the kernel is to be told of r.
+func (e *Engine) appendForKernel(conns []conntable.Connection, r *conntable.Record) []conntable.Connection {
+	c := forKernel(r)
+	if e.moved.take(&r.Key) && c.Flags&conntable.FlagInactive != 0 {
+		first := c
+		first.Flags &^= conntable.FlagInactive
+		conns = append(conns, first)
+	}
+	return append(conns, c)
+}
