@@ -175,6 +175,19 @@ func TestDatagramFlowMoves(t *testing.T) {
 	})
 }
 
+// However many move, what is remembered of them is bounded, and forgotten when
+// it was told.
+func TestMovedIsBounded(t *testing.T) {
+	var m moved
+	for i := range maxMoved + 2 {
+		m.note(tcp(i, 0, 0).Key)
+	}
+	last := tcp(maxMoved+1, 0, 0).Key
+	if len(m.keys) > maxMoved || !m.take(&last) || m.take(&last) || len(m.keys) != 1 {
+		t.Errorf("%d are remembered", len(m.keys))
+	}
+}
+
 // A connection that was over before the peers heard of it, of a client who used
 // his port for another real server before, replaces the old one; but not at once,
 // since it could be the last word of one that was replaced, told late.

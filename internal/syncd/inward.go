@@ -164,7 +164,9 @@ func (e *Engine) inject(ctx context.Context) error {
 func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []conntable.Connection) []conntable.Connection {
 	e.taken = e.table.TakeAll(refs, conntable.ToKernel, e.taken[:0])
 	for i := range e.taken {
-		switch r := &e.taken[i]; {
+		r := &e.taken[i]
+		moved := e.moved.take(&r.Key)
+		switch {
 		case e.isOurs(r.Version):
 			e.outrun.Add(1)
 		case !e.takes(&r.Connection):
@@ -180,7 +182,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
 			e.traceInjected(r)
-			conns = e.appendForKernel(conns, r)
+			conns = appendForKernel(conns, r, moved)
 		}
 	}
 	e.tell(ctx, conns)

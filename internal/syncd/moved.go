@@ -7,8 +7,8 @@ import (
 	"saru/conntable"
 )
 
-// maxMoved bounds what is remembered of those that moved. Beyond it the audit
-// finds them later.
+// maxMoved bounds what is remembered of those that moved. Then all is forgotten,
+// also what died before it was told, and the audit finds what is left.
 const maxMoved = 4096
 
 // moved are connections that have another real server than the kernel was told
@@ -28,10 +28,11 @@ func (m *moved) note(k conntable.Key) {
 	if m.keys == nil {
 		m.keys = map[conntable.Key]struct{}{}
 	}
-	if len(m.keys) < maxMoved {
-		m.keys[k] = struct{}{}
-		m.n.Store(int64(len(m.keys)))
+	if len(m.keys) >= maxMoved {
+		clear(m.keys)
 	}
+	m.keys[k] = struct{}{}
+	m.n.Store(int64(len(m.keys)))
 }
 
 // take reports whether k was noted, and forgets it.
@@ -58,9 +59,9 @@ func (e *Engine) noteMove(r *conntable.Record, res *conntable.Result) {
 }
 
 // appendForKernel appends what the kernel is to be told of r.
-func (e *Engine) appendForKernel(conns []conntable.Connection, r *conntable.Record) []conntable.Connection {
+func appendForKernel(conns []conntable.Connection, r *conntable.Record, moved bool) []conntable.Connection {
 	c := forKernel(r)
-	if e.moved.take(&r.Key) && c.Flags&conntable.FlagInactive != 0 {
+	if moved && c.Flags&conntable.FlagInactive != 0 {
 		first := c
 		first.Flags &^= conntable.FlagInactive
 		conns = append(conns, first)
