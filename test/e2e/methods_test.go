@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"saru/test/lab"
 )
@@ -83,7 +82,9 @@ func TestEveryForwardingMethod(t *testing.T) {
 				fmt.Sprintf("--local-port %d http://%v:%d/file", next, s.lab.Topology.VIP, m.port)))
 		}
 	}
-	time.Sleep(5 * time.Second) // into the midst of them
+	s.known("all downloads", len(all), func(c lab.Conn) bool {
+		return c.State == "ESTABLISHED" && c.Client.Port() >= 30000 && c.Client.Port() < next
+	})
 	s.powerCut(d1)
 	first := underWay(all)
 	ask("two directors")
