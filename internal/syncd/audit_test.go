@@ -175,6 +175,35 @@ func TestDatagramFlowMoves(t *testing.T) {
 	})
 }
 
+// Also if the peer learns of the new real server later.
+func TestDatagramFlowMovesOnceItsServerIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
+		udp := func(dest netip.AddrPort) Target { return Target{Virtual: vip, Protocol: protoUDP, Dest: dest} }
+		kernels[0].targets[udp(realA)], kernels[0].targets[udp(realB)] = struct{}{}, struct{}{}
+		kernels[1].targets[udp(realA)] = struct{}{}
+		network := peertest.New(29)
+		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
+		time.Sleep(3 * time.Second)
+		c := tcp(1, 0, 300*time.Second)
+		c.Protocol, c.Flags = protoUDP, c.Flags|conntable.FlagInactive
+		for _, c.Dest = range []netip.AddrPort{realA, realB} {
+			a.capture(c)
+			time.Sleep(time.Second)
+		}
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realA {
+			t.Errorf("the peer's kernel has %+v, %v; want what it had", e, ok)
+		}
+		b.kernel.mu.Lock()
+		b.kernel.targets[udp(realB)] = struct{}{}
+		b.kernel.mu.Unlock()
+		time.Sleep(servicesEvery + 500*time.Millisecond) // before two passes of the audit
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.Flags&conntable.FlagInactive == 0 {
+			t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, realB)
+		}
+	})
+}
+
 // However many move, what is remembered of them is bounded, and forgotten when
 // it was told.
 func TestMovedIsBounded(t *testing.T) {

@@ -179,6 +179,9 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 			}
 		case e.held(r):
 			e.heldBack.Add(1)
+			if moved {
+				e.moved.note(r.Key) // until it is injected
+			}
 		case e.replacingTemplate(&r.Key): // injected when the old one is gone
 		default:
 			e.traceInjected(r)

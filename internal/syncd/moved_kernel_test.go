@@ -35,6 +35,13 @@ func TestDatagramFlowMovesInTheKernel(t *testing.T) {
 		}
 		return ""
 	}
+	defer func() {
+		for i := range 2 {
+			if t.Failed() {
+				t.Logf("d%d: %+v\n%s%s", i+1, l.status(i).Audit, l.run(i, "ipvsadm", "-Lnc"), l.run(i, "ipvsadm", "-Ln"))
+			}
+		}
+	}()
 	send()
 	testnet.Await(t, "both kernels send it to the first", func() bool { return at(0) == first+":53" && at(1) == first+":53" })
 
