@@ -29,6 +29,7 @@ type Entry struct {
 	conntable.Connection
 	Expires time.Duration // until the entry expires; 0 also if overdue
 	Synced  bool          // made by a sync message, else by a packet here
+	Torn    bool          // some of it may be older than the last read of ReadConns
 }
 
 // ReadConns calls fn with each entry of the kernel's connection table; fn must
@@ -44,7 +45,7 @@ func ReadConns(pace func() error, fn func(*Entry) error) error {
 		return named("read the connection table", err, nil)
 	}
 	defer f.Close()
-	if err := ParseConns(pacedReader{f, pace}, fn); err != nil {
+	if err := (&pacedReader{r: f, pace: pace}).parse(fn); err != nil {
 		return fmt.Errorf("%s: %w", procConns, err)
 	}
 	return nil
@@ -54,17 +55,32 @@ func ReadConns(pace func() error, fn func(*Entry) error) error {
 // as it told before, so where some of them went meanwhile, as many are passed
 // over. Reads of random sizes see to it that these are others each time.
 type pacedReader struct {
-	r    io.Reader
-	pace func() error
+	r      io.Reader
+	pace   func() error
+	inLine bool // the last read ended within a line
+	torn   bool // the next line is the rest of such a one
 }
 
-func (p pacedReader) Read(b []byte) (int, error) {
+func (p *pacedReader) Read(b []byte) (int, error) {
 	if p.pace != nil {
 		if err := p.pace(); err != nil {
 			return 0, err
 		}
 	}
-	return p.r.Read(b[:len(b)-rand.IntN(len(b)/2+1)])
+	n, err := p.r.Read(b[:len(b)-rand.IntN(len(b)/2+1)])
+	if n > 0 {
+		p.torn = p.inLine
+		p.inLine = b[n-1] != '\n'
+	}
+	return n, err
+}
+
+// parse is ParseConns that also says which entries are torn.
+func (p *pacedReader) parse(fn func(*Entry) error) error {
+	return ParseConns(p, func(e *Entry) error {
+		e.Torn, p.torn = p.torn, false
+		return fn(e)
+	})
 }
 
 // ParseConns is ReadConns for a text in the format of

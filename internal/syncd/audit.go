@@ -62,7 +62,6 @@ type audit struct {
 	calm    bool              // nothing waits to be injected
 	seen    *seen
 	entries int
-	torn    bool // the next entry was written before the slice was read
 	held    int
 	cost    time.Duration // CPU time of the last pass
 
@@ -115,14 +114,10 @@ func (a *audit) pass(ctx context.Context) {
 	a.seen = newSeen(e.table.Len() + e.table.Tombstones())
 	a.missing.turn()
 	a.strange.turn()
-	a.torn = false
-	first := true
 	err := e.kernel.Entries(func() error {
 		if !a.pacer.afford(ctx, 0) {
 			return ctx.Err()
 		}
-		// The line that the end of a slice cut in two is older than the next.
-		a.torn, first = !first, false
 		// What is captured from here on is newer than what is read.
 		a.at, a.calm = e.clock.Next(), e.toKernel.idle()
 		return nil
@@ -169,9 +164,8 @@ func (a *audit) entry(k *Entry) {
 		return
 	}
 	a.seen.add(&k.Key)
-	if a.torn {
-		a.torn = false
-		return
+	if k.Torn {
+		return // newer state may be known by now
 	}
 	var r conntable.Record
 	known := a.e.table.Lookup(k.Key, &r)

@@ -117,6 +117,29 @@ func TestAuditFindsWhatWasNeverTold(t *testing.T) {
 	})
 }
 
+// What may be older than the news that came meanwhile is nobody's news.
+func TestAuditPassesOverTornEntries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _ := pair(t, 30)
+		a.kernel.mu.Lock()
+		a.kernel.torn = true
+		a.kernel.mu.Unlock()
+		c := tcp(1, established, 900*time.Second)
+		a.kernel.serve(c) // without a word
+		time.Sleep(10 * auditEvery)
+		if got := a.Status().Audit; got.Told != 0 || got.Gone != 0 {
+			t.Errorf("told of torn entries: %+v", got)
+		}
+		a.kernel.mu.Lock()
+		a.kernel.torn = false
+		a.kernel.mu.Unlock()
+		time.Sleep(4 * auditEvery)
+		if got := a.Status().Audit; got.Told != 1 {
+			t.Errorf("did not tell of a whole one: %+v", got)
+		}
+	})
+}
+
 // A kernel keeps the real server that it has against what it is told of an
 // inactive entry, and each of UDP is inactive.
 func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {

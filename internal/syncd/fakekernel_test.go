@@ -30,6 +30,7 @@ type fakeKernel struct {
 	lag      time.Duration // of Settle
 	stuck    int           // so many calls of Settle to come fail
 	during   func()        // is called after a slice was read, before it is told
+	torn     bool          // all entries of a read are
 	stats    func() KernelStats
 }
 
@@ -160,7 +161,7 @@ func (k *fakeKernel) Entries(pace func() error, fn func(*Entry)) error {
 			delete(k.table, key)
 			continue
 		}
-		all = append(all, Entry{e.Connection, left, e.synced})
+		all = append(all, Entry{e.Connection, left, e.synced, k.torn})
 	}
 	k.mu.Unlock()
 	if during != nil {

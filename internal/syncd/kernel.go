@@ -39,6 +39,7 @@ type Entry struct {
 	conntable.Connection
 	Remaining time.Duration // until it expires, whole seconds
 	Synced    bool          // made by a sync message, else by a packet here
+	Torn      bool          // some of it may be older than pace's last return
 }
 
 // A Target is a real server of a virtual service.

@@ -250,7 +250,7 @@ func (k *moduleKernel) Entries(pace func() error, fn func(*Entry)) error {
 		if r.Remaining <= 0 || ipvs.IsBeat(&r.Connection) {
 			return nil
 		}
-		out = Entry{r.Connection, r.Remaining, r.Flags&conntable.FlagSync != 0}
+		out = Entry{r.Connection, r.Remaining, r.Flags&conntable.FlagSync != 0, false}
 		out.Flags &= conntable.FlagBackupMask
 		if r.Seq != nil {
 			out.Seq = &conntable.SeqPair{In: r.Seq.In, Out: r.Seq.Out}

@@ -115,7 +115,7 @@ func (k *tapKernel) Entries(pace func() error, fn func(*Entry)) error {
 	var out Entry
 	return ipvs.ReadConns(pace, func(e *ipvs.Entry) error {
 		if e.Expires > 0 && !ipvs.IsBeat(&e.Connection) && !known.isCall(&e.Connection) {
-			out = Entry{e.Connection, e.Expires, e.Synced}
+			out = Entry{e.Connection, e.Expires, e.Synced, e.Torn}
 			known.complete(&out.Connection)
 			fn(&out)
 		}
