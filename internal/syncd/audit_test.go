@@ -31,6 +31,24 @@ func pair(t *testing.T, seed uint64) (a, b *node) {
 	return a, b
 }
 
+// datagramPair is pair, of directors that serve datagrams with both real
+// servers; and a flow of them to the first.
+func datagramPair(t *testing.T, seed uint64) (a, b *node, flow conntable.Connection) {
+	t.Helper()
+	a, b = pair(t, seed)
+	for _, n := range []*node{a, b} {
+		n.kernel.learn(datagramTarget(realA), datagramTarget(realB))
+	}
+	time.Sleep(servicesEvery + time.Second)
+	flow = tcp(1, 0, 300*time.Second)
+	flow.Protocol, flow.Dest, flow.Flags = protoUDP, realA, flow.Flags|conntable.FlagInactive
+	return a, b, flow
+}
+
+func datagramTarget(dest netip.AddrPort) Target {
+	return Target{Virtual: vip, Protocol: protoUDP, Dest: dest}
+}
+
 func template(client string, dest netip.AddrPort) conntable.Connection {
 	c := tcp(0, 1, 300*time.Second)
 	c.Client = netip.AddrPortFrom(netip.MustParseAddr(client), 0)
@@ -144,17 +162,7 @@ func TestAuditPassesOverTornEntries(t *testing.T) {
 // inactive entry, and each of UDP is inactive.
 func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
-		for _, k := range kernels {
-			for _, dest := range []netip.AddrPort{realA, realB} {
-				k.targets[Target{Virtual: vip, Protocol: protoUDP, Dest: dest}] = struct{}{}
-			}
-		}
-		network := peertest.New(26)
-		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
-		time.Sleep(3 * time.Second)
-		c := tcp(1, 0, 300*time.Second)
-		c.Protocol, c.Dest, c.Flags = protoUDP, realA, c.Flags|conntable.FlagInactive
+		a, b, c := datagramPair(t, 26)
 		a.capture(c)
 		time.Sleep(5 * time.Second)
 		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realA {
@@ -173,17 +181,7 @@ func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {
 // tells of another real server.
 func TestDatagramFlowMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
-		for _, k := range kernels {
-			for _, dest := range []netip.AddrPort{realA, realB} {
-				k.targets[Target{Virtual: vip, Protocol: protoUDP, Dest: dest}] = struct{}{}
-			}
-		}
-		network := peertest.New(27)
-		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
-		time.Sleep(3 * time.Second)
-		c := tcp(1, 0, 300*time.Second)
-		c.Protocol, c.Flags = protoUDP, c.Flags|conntable.FlagInactive
+		a, b, c := datagramPair(t, 27)
 		for i, dest := range []netip.AddrPort{realA, realB, realA} {
 			c.Dest = dest
 			a.capture(c)
@@ -201,15 +199,9 @@ func TestDatagramFlowMoves(t *testing.T) {
 // Also if the peer learns of the new real server later.
 func TestDatagramFlowMovesOnceItsServerIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		kernels := [2]*fakeKernel{newFakeKernel(), newFakeKernel()}
-		udp := func(dest netip.AddrPort) Target { return Target{Virtual: vip, Protocol: protoUDP, Dest: dest} }
-		kernels[0].targets[udp(realA)], kernels[0].targets[udp(realB)] = struct{}{}, struct{}{}
-		kernels[1].targets[udp(realA)] = struct{}{}
-		network := peertest.New(29)
-		a, b := start(t, network, 1, kernels[0]), start(t, network, 2, kernels[1])
-		time.Sleep(3 * time.Second)
-		c := tcp(1, 0, 300*time.Second)
-		c.Protocol, c.Flags = protoUDP, c.Flags|conntable.FlagInactive
+		a, b, c := datagramPair(t, 29)
+		b.kernel.forget(datagramTarget(realB))
+		time.Sleep(servicesEvery + time.Second)
 		for _, c.Dest = range []netip.AddrPort{realA, realB} {
 			a.capture(c)
 			time.Sleep(time.Second)
@@ -217,9 +209,7 @@ func TestDatagramFlowMovesOnceItsServerIsKnown(t *testing.T) {
 		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realA {
 			t.Errorf("the peer's kernel has %+v, %v; want what it had", e, ok)
 		}
-		b.kernel.mu.Lock()
-		b.kernel.targets[udp(realB)] = struct{}{}
-		b.kernel.mu.Unlock()
+		b.kernel.learn(datagramTarget(realB))
 		time.Sleep(servicesEvery + 500*time.Millisecond) // before two passes of the audit
 		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.Flags&conntable.FlagInactive == 0 {
 			t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, realB)
@@ -425,7 +415,7 @@ func TestHeldOfAnEarlierLifeIsNotGone(t *testing.T) {
 		b.stop()
 		target := Target{Virtual: vip, Protocol: 6, Dest: c.Dest}
 		k := newFakeKernel()
-		delete(k.targets, target)
+		k.forget(target)
 		b = start(t, network, 2, k)
 		time.Sleep((missedOften + 3) * auditEvery)
 		if st := b.Status(); !b.Synced() || st.Connections.Mirror != 1 || st.Audit.Held != 1 {
@@ -438,9 +428,7 @@ func TestHeldOfAnEarlierLifeIsNotGone(t *testing.T) {
 		if _, ok := a.kernel.entry(c.Key); !ok || b.Status().Audit.Gone != 0 {
 			t.Errorf("deleted at the peer: %v, %+v", !ok, b.Status().Audit)
 		}
-		k.mu.Lock()
-		k.targets[target] = struct{}{}
-		k.mu.Unlock()
+		k.learn(target)
 		time.Sleep(servicesEvery + time.Second)
 		if _, ok := k.entry(c.Key); !ok {
 			t.Error("not injected when the real server appeared")
@@ -453,9 +441,7 @@ func TestHeldUntilTheRealServerAppears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := pair(t, 26)
 		target := Target{Virtual: vip, Protocol: 6, Dest: realB}
-		b.kernel.mu.Lock()
-		delete(b.kernel.targets, target)
-		b.kernel.mu.Unlock()
+		b.kernel.forget(target)
 		time.Sleep(servicesEvery + time.Second)
 		toA, toB := tcp(2, established, 900*time.Second), tcp(3, established, 900*time.Second)
 		a.capture(toA)
@@ -471,9 +457,7 @@ func TestHeldUntilTheRealServerAppears(t *testing.T) {
 			t.Errorf("%+v %+v", st.Kernel, st.Audit)
 		}
 		before := b.kernel.injections()
-		b.kernel.mu.Lock()
-		b.kernel.targets[target] = struct{}{}
-		b.kernel.mu.Unlock()
+		b.kernel.learn(target)
 		time.Sleep(servicesEvery + 100*time.Millisecond)
 		if _, ok := b.kernel.entry(toB.Key); !ok {
 			t.Error("not injected when the real server appeared")

@@ -191,6 +191,23 @@ func (k *fakeKernel) Services() (Services, error) {
 	return Services{Targets: t, Connections: len(k.conns)}, nil
 }
 
+// Real servers are added to the kernel's services, and taken from them.
+func (k *fakeKernel) learn(targets ...Target) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, t := range targets {
+		k.targets[t] = struct{}{}
+	}
+}
+
+func (k *fakeKernel) forget(targets ...Target) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, t := range targets {
+		delete(k.targets, t)
+	}
+}
+
 func (k *fakeKernel) Stats() KernelStats {
 	if k.stats != nil {
 		return k.stats()

@@ -1,7 +1,8 @@
 // Command testsum reads the output of "go test -json", of one run or of
 // several one after another, and prints what a person wants of it: failures
 // with their output, at once and again at the end, skipped tests with the
-// reason, and a closing line of totals. Its exit status is 1 if a test or a build failed, or if no test ran.
+// reason, and a closing line of totals. Its exit status is 1 if a test or a
+// build failed, or if no test ran.
 //
 // With -again, few failures are tried once more, by that command: a machine
 // that others use too may take a second from any test. Tests that pass then are
