@@ -21,7 +21,7 @@ type entry struct {
 	cport    uint16
 	wake     uint16 // the wheel's slot
 	bits     uint8
-	queues   Queue
+	queues   Queue // and their marks
 }
 
 const (

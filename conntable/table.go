@@ -443,6 +443,33 @@ func (s *shard) take(id uint32, q Queue, r *Record, now time.Duration) bool {
 	return s.read(id, r, now)
 }
 
+// markShift is where the marks of queues are in an entry's bits of them.
+const markShift = 4
+
+// Mark marks the entry at ref for queue q, and reports whether that stands on q
+// and was not marked. So who keeps the Refs of q can tell those of entries that
+// are gone, and those that he has twice since another entry took the place of
+// one.
+func (t *Table) Mark(ref Ref, q Queue) bool {
+	s := &t.shards[ref.shard]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries.at(uint32(ref.slot))
+	if e.queues&q == 0 || e.queues&(q<<markShift) != 0 {
+		return false
+	}
+	e.queues |= q << markShift
+	return true
+}
+
+// Unmark takes Mark's mark away.
+func (t *Table) Unmark(ref Ref, q Queue) {
+	s := &t.shards[ref.shard]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries.at(uint32(ref.slot)).queues &^= q << markShift
+}
+
 // Lookup copies the entry of k to r, if there is one that lives.
 func (t *Table) Lookup(k Key, r *Record) bool {
 	s, _ := t.shard(keyHash(&k))

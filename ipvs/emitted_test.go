@@ -148,13 +148,14 @@ func ignoreUnsent(err error) error {
 // checks that it encodes to the same bytes again.
 func messages(t *testing.T, tap *Tap) (conns []conntable.Connection) {
 	t.Helper()
-	if err := tap.tun.SetReadDeadline(time.Now().Add(4 * time.Second)); err != nil {
+	tun := tap.tun.Load()
+	if err := tun.SetReadDeadline(time.Now().Add(4 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, tunMTU)
 	dec := kernelsync.Decoder{SyncID: tap.cfg.CaptureID}
 	for {
-		n, err := tap.tun.Read(buf)
+		n, err := tun.Read(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}

@@ -31,6 +31,11 @@ type guard struct {
 	port  uint16
 }
 
+const (
+	guardChain = "guard"
+	guardRules = 2
+)
+
 func (g guard) table() *nftables.Table {
 	return &nftables.Table{Name: g.iface, Family: nftables.TableFamilyIPv4}
 }
@@ -46,7 +51,7 @@ func (g guard) install() error {
 	t = c.AddTable(g.table())
 	priority := nftables.ChainPriority(-400)
 	chain := c.AddChain(&nftables.Chain{
-		Name: "guard", Table: t, Type: nftables.ChainTypeFilter,
+		Name: guardChain, Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookOutput, Priority: &priority,
 	})
 	uid := binaryutil.NativeEndian.PutUint32(uint32(os.Geteuid()))
@@ -77,22 +82,18 @@ func (g guard) install() error {
 	return nil
 }
 
-// present says whether the table is still there.
+// present says whether the table is still there, with its rules.
 func (g guard) present() (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("guard: %w", err)
 	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
-	if err != nil {
+	t := g.table()
+	rules, err := c.GetRules(t, &nftables.Chain{Name: guardChain, Table: t})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("guard: %w", err)
 	}
-	for _, t := range tables {
-		if t.Name == g.iface {
-			return true, nil
-		}
-	}
-	return false, nil
+	return len(rules) == guardRules, nil
 }
 
 // remove deletes the table if it is there.

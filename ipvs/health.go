@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"saru/conntable"
 )
@@ -110,7 +114,13 @@ func (t *Tap) beat(ctx context.Context) {
 // judge decides whether the capture works, and mends what it can. trouble is
 // what failed since it last did.
 func (t *Tap) judge(trouble error) {
-	reason := t.mendThreads()
+	reason := t.mendSettings()
+	if r := t.mendInterface(); r != "" {
+		reason = r
+	}
+	if r := t.mendThreads(); r != "" {
+		reason = r
+	}
 	last := t.LastBeat()
 	if (last.IsZero() || time.Since(last) >= silentAfter) && t.noServices() {
 		t.excused = time.Now()
@@ -139,6 +149,60 @@ func (t *Tap) judge(trouble error) {
 func (t *Tap) noServices() bool {
 	services, err := t.client.Services()
 	return err == nil && len(services) == 0
+}
+
+// mendSettings puts the kernel's settings back that somebody changed, and says
+// what is wrong if it cannot. A wrong one may harm without a sign: with
+// sync_persist_mode nothing is told of a persistent client, with sync_version 0
+// nothing of IPv6.
+func (t *Tap) mendSettings() string {
+	for _, want := range t.cfg.sysctls() {
+		if r := t.refresh.Load(); want.Name == sysctlRefresh && r != 0 {
+			want.Was = seconds(time.Duration(r))
+		}
+		now, err := readSysctl(want.Name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && want.holds(now) {
+			continue
+		}
+		if err == nil {
+			err = want.apply()
+		}
+		if err != nil {
+			return fmt.Sprintf("sysctl net.ipv4.vs.%s should be %q: %v", want.Name, want.Was, err)
+		}
+		t.log.Warn("somebody changed a setting that syncd needs; put back", "sysctl", "net.ipv4.vs."+want.Name, "was", now, "is", want.Was)
+	}
+	return ""
+}
+
+// mendInterface sets the tap's interface up again if somebody changed it, and
+// says what is wrong if it cannot. If it is gone, so is its file, and capture
+// sees it.
+func (t *Tap) mendInterface() string {
+	err := checkTUN(t.cfg.Interface)
+	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) {
+		return ""
+	}
+	if err := setupTUN(t.cfg.Interface); err != nil {
+		return err.Error()
+	}
+	t.log.Warn("somebody changed the tap's interface; put back", "err", err)
+	return ""
+}
+
+// reopen makes the tap's interface anew that somebody deleted. The master thread
+// has a socket of the old one; it is started again when its absence is seen.
+func (t *Tap) reopen() error {
+	t.log.Warn("somebody deleted the tap's interface; making it anew", "interface", t.cfg.Interface)
+	if err := t.client.StopDaemon(Master); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	tun, err := openTUN(t.cfg.Interface)
+	if err != nil {
+		return err
+	}
+	old := t.tun.Swap(tun)
+	return errors.Join(old.Close(), setupTUN(t.cfg.Interface))
 }
 
 // mendThreads starts a sync thread of ours that somebody stopped, and says

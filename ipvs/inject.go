@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,8 @@ type injector struct {
 
 	receipts receipts
 	look     func(netip.AddrPort) (udpSocket, error)
+	drops    uint64        // of the backup thread's socket, which starts anew with it
+	lost     atomic.Uint64 // datagrams that it dropped
 }
 
 func newInjector(port uint16, syncID uint8) (*injector, error) {
@@ -178,6 +181,7 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 		if err != nil {
 			return fmt.Errorf("inject: %w", err)
 		}
+		in.count(s.drops)
 		if in.away == 0 && s.queue <= limit {
 			return nil
 		}
@@ -188,6 +192,15 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// count counts what the backup thread's socket has dropped by now.
+func (in *injector) count(drops uint64) {
+	if drops < in.drops {
+		in.drops = 0
+	}
+	in.lost.Add(drops - in.drops)
+	in.drops = drops
 }
 
 // stuck says what does not go on, and gives up what did not arrive.

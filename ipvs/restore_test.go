@@ -11,8 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"saru/conntable"
 	"saru/internal/config"
+	"saru/syncproto/kernelsync"
 )
 
 // everything is what a Tap may touch.
@@ -227,6 +230,14 @@ func TestHeals(t *testing.T) {
 		"master thread stopped": {"ipvsadm", "--stop-daemon", "master"},
 		"backup thread stopped": {"ipvsadm", "--stop-daemon", "backup"},
 		"ruleset flushed":       {"nft", "flush", "ruleset"},
+		"guard's rules flushed": {"nft", "flush", "table", "ip", tap.cfg.Interface},
+		"settings changed": {
+			"sysctl", "-qw", "net.ipv4.vs.sync_version=0", "net.ipv4.vs.sync_persist_mode=1", "net.ipv4.vs.sync_threshold=3 50",
+			"net.ipv4.vs.backup_only=1", "net.ipv4.vs.sync_qlen_max=100", "net.ipv4.vs.sync_refresh_period=60",
+		},
+		"interface down":           {"ip", "link", "set", tap.cfg.Interface, "down"},
+		"interface's address gone": {"ip", "address", "flush", "dev", tap.cfg.Interface},
+		"interface deleted":        {"ip", "link", "delete", tap.cfg.Interface},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v %s", what, err, out)
@@ -239,4 +250,33 @@ func TestHeals(t *testing.T) {
 		eventually(t, "beating after "+what, beating(time.Now().Add(200*time.Millisecond)))
 	}
 	eventually(t, "guard put back", func() bool { ok, err := tap.guard.present(); return err == nil && ok })
+	for _, s := range tap.cfg.sysctls() {
+		if now, err := readSysctl(s.Name); s.Name != sysctlRefresh && (err != nil || !s.holds(now)) {
+			t.Errorf("%s is %q (%v), want %s", s.Name, now, err, s.Was)
+		}
+	}
+	if now, err := readSysctl(sysctlRefresh); now != seconds(tap.Stats().Refresh) {
+		t.Errorf("%s is %q (%v), want %v", sysctlRefresh, now, err, tap.Stats().Refresh)
+	}
+}
+
+// TestLost: what the backup thread's socket has no room for is counted.
+func TestLost(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	tap := servingTap(t)
+	if n := tap.Lost(); n != 0 {
+		t.Fatalf("%d lost before anything was sent", n)
+	}
+	msg, _, err := kernelsync.AppendMessage(nil, tap.cfg.InjectID, injectMax, bulk(injectRecords))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4096 { // 64 MiB of the socket's 16, without a look at how it copes
+		if _, err := unix.Write(tap.inj.fd, msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "losses counted", func() bool { return tap.Lost() > 0 })
 }

@@ -89,16 +89,22 @@ func writeSysctl(name, value string) error {
 	return os.WriteFile(filepath.Join(sysctlDir, name), []byte(value+"\n"), 0o644)
 }
 
-// apply sets a sysctl to what Was says; one that is a lower bound only if it is
-// below.
+// apply sets a sysctl to what Was says, unless it holds.
 func (s setting) apply() error {
-	if s.Name == sysctlQueue {
-		now, err := readSysctl(s.Name)
-		if err != nil || !below(now, s.Was) {
-			return err
-		}
+	now, err := readSysctl(s.Name)
+	if err != nil || s.holds(now) {
+		return err
 	}
 	return writeSysctl(s.Name, s.Was)
+}
+
+// holds says whether a sysctl that is now so is what Was says; one that is a
+// lower bound if it is not below.
+func (s setting) holds(now string) bool {
+	if s.Name == sysctlQueue {
+		return !below(now, s.Was)
+	}
+	return slices.Equal(strings.Fields(now), strings.Fields(s.Was))
 }
 
 // below compares numbers; what is none is below.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -71,6 +72,25 @@ func removeTUN(f *os.File) error {
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("remove the TUN interface: %w", err)
+	}
+	return nil
+}
+
+// checkTUN says in what the interface is not as setupTUN made it.
+func checkTUN(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %q: %w", name, err)
+	}
+	if a := link.Attrs(); a.Flags&net.FlagUp == 0 || a.MTU != tunMTU || a.TxQLen != tunQueue {
+		return fmt.Errorf("interface %q: %v, MTU %d, queue %d; must be up, %d, %d", name, a.Flags, a.MTU, a.TxQLen, tunMTU, tunQueue)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("interface %q: list addresses: %w", name, err)
+	}
+	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(tunAddr.AsSlice()) }) {
+		return fmt.Errorf("interface %q: has no address %v", name, tunAddr)
 	}
 	return nil
 }

@@ -305,8 +305,7 @@ func (a *audit) delete(k *Entry) {
 }
 
 func (a *audit) reinject(k *conntable.Key) {
-	if ref, queued := a.e.table.Queue(*k, conntable.ToKernel); queued != 0 {
-		a.e.toKernel.push(ref)
+	if a.e.tellKernel(k) {
 		a.e.reinjected.Add(1)
 		a.add(&a.counts.Reinjected)
 	}

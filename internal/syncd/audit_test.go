@@ -3,6 +3,7 @@ package syncd
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -173,6 +174,56 @@ func TestAuditTellsOfADatagramFlowsNewServer(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB {
 			t.Errorf("the peer's kernel has %+v, %v; want it to send to %v", e, ok, realB)
+		}
+	})
+}
+
+// What the kernel lost is told again as soon as it says that it lost something.
+func TestLostByTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 31)
+		const n = 20
+		b.kernel.mu.Lock()
+		b.kernel.lose = n
+		b.kernel.mu.Unlock()
+		for i := range n {
+			a.capture(tcp(2*i, established, 900*time.Second))
+		}
+		time.Sleep(time.Second)
+		if b.kernel.lostSome.Add(1); b.kernel.injections() != n {
+			t.Fatalf("%d injections, want %d", b.kernel.injections(), n)
+		}
+		time.Sleep(lostEvery + 100*time.Millisecond)
+		for i := range n {
+			if _, ok := b.kernel.entry(tcp(2*i, established, 0).Key); !ok {
+				t.Errorf("connection %d is not in the peer's kernel", i)
+			}
+		}
+		if got := b.Status(); got.Kernel.Reinjected != n || got.Audit.Reinjected != 0 {
+			t.Errorf("%d told again, %d of them by the audit; want %d and none", got.Kernel.Reinjected, got.Audit.Reinjected, n)
+		}
+		time.Sleep(10 * lostEvery)
+		if got := b.kernel.injections(); got != 2*n {
+			t.Errorf("%d injections, want %d", got, 2*n)
+		}
+	})
+}
+
+// What came meanwhile is not taken off the kernel's queue with what tells
+// nothing new.
+func TestNewerNewsStaysQueued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := New(Config{Node: "d1", Keys: testKeys, Transport: peertest.New(1).Node(1), Log: slog.New(slog.DiscardHandler)})
+		c := tcp(1, established, 900*time.Second)
+		e.take(&Entry{Connection: c, Remaining: 900 * time.Second}, 0)
+		clock := conntable.NewClock(7)
+		same := conntable.Record{Connection: c, Version: clock.Next(), Remaining: 900 * time.Second}
+		res := e.table.Apply(&same, conntable.ToKernel)
+		newer := same
+		newer.Version, newer.State = clock.Next(), finWait
+		e.table.Apply(&newer, conntable.ToKernel)
+		if !e.nothingNew(&same, &res) || e.toKernel.size() != 1 {
+			t.Errorf("%d wait for the kernel, want the newer one", e.toKernel.size())
 		}
 	})
 }

@@ -123,10 +123,11 @@ func New(cfg Config) *Engine {
 		cfg.Limit = DefaultLimit
 	}
 	self := conntable.NodeIDOf(cfg.Node)
+	table := conntable.New(cfg.Limit)
 	e := &Engine{
 		log: cfg.Log, node: cfg.Node, saru: cfg.Saru, self: self, clock: conntable.NewClock(self), mono: newMonotonic(),
-		table:   conntable.New(cfg.Limit),
-		toPeers: newQueue(), toKernel: newQueue(), finding: newFinding(), up: make(chan struct{}), started: time.Now(),
+		table: table, toPeers: newQueue(table, conntable.ToPeers), toKernel: newQueue(table, conntable.ToKernel),
+		finding: newFinding(), up: make(chan struct{}), started: time.Now(),
 	}
 	e.deliveries.New = func() any { return new(delivery) }
 	e.table.RefuseLate(e.clock, lateSlack)

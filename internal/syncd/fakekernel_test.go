@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"saru/conntable"
@@ -25,6 +26,7 @@ type fakeKernel struct {
 	fail     error
 	onInject func(*conntable.Connection)
 	lose     int           // so many injections to come vanish without a word
+	lostSome atomic.Uint64 // datagrams, as it tells
 	keep     int           // so many deletions to come do
 	slow     time.Duration // of a read of the table
 	lag      time.Duration // of Settle
@@ -113,6 +115,8 @@ func (k *fakeKernel) Settle(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (k *fakeKernel) Lost() uint64 { return k.lostSome.Load() }
 
 func (k *fakeKernel) lagBy(d time.Duration) {
 	k.mu.Lock()

@@ -66,8 +66,21 @@ func (e *Engine) nothingNew(r *conntable.Record, res *conntable.Result) bool {
 	if res.Queued&conntable.ToKernel == 0 || res.Outcome != conntable.Updated || !e.kernelKnows(r, &res.Prev) {
 		return false
 	}
-	var discard conntable.Record
-	e.table.Take(res.Ref, conntable.ToKernel, &discard)
+	var taken conntable.Record
+	if e.table.Take(res.Ref, conntable.ToKernel, &taken) && taken.Version != r.Version {
+		e.tellKernel(&taken.Key) // another had newer of it meanwhile
+	}
+	return true
+}
+
+// tellKernel puts the entry of k on the kernel's queue, and reports whether it
+// was not there.
+func (e *Engine) tellKernel(k *conntable.Key) bool {
+	ref, queued := e.table.Queue(*k, conntable.ToKernel)
+	if queued == 0 {
+		return false
+	}
+	e.toKernel.push(ref)
 	return true
 }
 
@@ -145,16 +158,23 @@ func (e *Engine) kernelKnows(r *conntable.Record, prev *conntable.Prev) bool {
 func (e *Engine) inject(ctx context.Context) error {
 	var refs []conntable.Ref
 	conns := make([]conntable.Connection, 0, injectChunk)
+	var last lately
+	look := time.NewTicker(lostEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-look.C:
+			e.tellLost(&last)
 		case <-e.toKernel.full:
 		}
 		refs = e.toKernel.swap(refs)
 		for rest := refs; len(rest) > 0 && ctx.Err() == nil; {
 			n := min(len(rest), injectChunk)
 			conns = e.injectSome(ctx, rest[:n], conns[:0])
+			last.add(e.taken)
+			e.tellLost(&last)
 			e.toKernel.finish(n)
 			rest = rest[n:]
 		}
@@ -299,8 +319,7 @@ func (e *Engine) reinject(to servers) {
 		if r.Deleted || e.isOurs(r.Version) || r.Version.Clock < conntable.LiveClock || !to.has(r) {
 			return true
 		}
-		if ref, queued := e.table.Queue(r.Key, conntable.ToKernel); queued != 0 {
-			e.toKernel.push(ref)
+		if e.tellKernel(&r.Key) {
 			n++
 		}
 		return true

@@ -21,6 +21,9 @@ type Kernel interface {
 	// kernel's table, as far as that takes it, or ctx ends. It may hold up
 	// Inject meanwhile, so it is not for each record.
 	Settle(ctx context.Context) error
+	// Lost is how many of the datagrams that Inject and Delete sent were lost
+	// before the kernel read them, since the start and as far as was looked.
+	Lost() uint64
 	// Entries calls fn with what the kernel's table holds now, which is no
 	// snapshot: what comes and goes meanwhile may be missed, or told twice.
 	// Before each slice that it reads it calls pace, on the same goroutine,
@@ -69,6 +72,8 @@ type KernelStats struct {
 	Source     string   // "daemon": the kernel's sync threads
 	Degraded   string   // what is wrong with capture or injection, if anything
 	NotCovered []string // what this source cannot do, for people
+	Warnings   []string // what could harm it
+	Malformed  map[string]uint64 // what was captured and could not be read, by reason
 	Captured   uint64   // records from the kernel
 	Injected   uint64   // records to the kernel
 	Drops      uint64   // records that it lost or that could not be told

@@ -77,7 +77,7 @@ type Bridge struct {
 // NewBridge makes e speak with legacy directors. It must be called before e
 // runs. The link delivers to Heard.
 func NewBridge(e *Engine, s LegacySettings) *Bridge {
-	e.toLegacy = newQueue()
+	e.toLegacy = newQueue(e.table, conntable.ToLegacy)
 	b := &Bridge{LegacySettings: s, e: e, log: e.log}
 	e.bridge = b
 	return b

@@ -14,6 +14,9 @@ func (e *Engine) Scrape(s *metrics.Sink) error {
 	e.session.Drops(func(why string, n uint64) {
 		s.Counter("drops_total", "What was discarded, by reason.", n, "reason", why)
 	})
+	for why, n := range e.kernel.Stats().Malformed {
+		s.Counter("drops_total", "What was discarded, by reason.", n, "reason", why)
+	}
 	e.bridge.scrape(s)
 	return nil
 }

@@ -143,6 +143,9 @@ func (k *moduleKernel) Delete(c conntable.Connection) error {
 // answers.
 func (k *moduleKernel) Settle(context.Context) error { return nil }
 
+// Lost is nothing: the module answers each command.
+func (k *moduleKernel) Lost() uint64 { return 0 }
+
 type command func([]usersync.Result, []usersync.Change) ([]usersync.Result, error)
 
 func (k *moduleKernel) apply(what string, changes []usersync.Change, do command) error {
@@ -250,7 +253,7 @@ func (k *moduleKernel) Entries(pace func() error, fn func(*Entry)) error {
 		if r.Remaining <= 0 || ipvs.IsBeat(&r.Connection) {
 			return nil
 		}
-		out = Entry{r.Connection, r.Remaining, r.Flags&conntable.FlagSync != 0, false}
+		out = Entry{r.Connection, (r.Remaining + time.Second - 1).Truncate(time.Second), r.Flags&conntable.FlagSync != 0, false}
 		out.Flags &= conntable.FlagBackupMask
 		if r.Seq != nil {
 			out.Seq = &conntable.SeqPair{In: r.Seq.In, Out: r.Seq.Out}

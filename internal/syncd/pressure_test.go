@@ -1,6 +1,8 @@
 package syncd
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +17,7 @@ import (
 // waits for what was pushed before is let go when that is done, and not before.
 func TestQueueAgainstLists(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		q := newQueue()
+		q := newQueue(nil, 0)
 		var first, later, taken []conntable.Ref
 		n := 0
 		ref := func() conntable.Ref { n++; return conntable.Ref{} }
@@ -53,10 +55,124 @@ func TestQueueAgainstLists(t *testing.T) {
 	})
 }
 
+// Of those that wait none is dropped that waits for something, and who waits for
+// others is let go when the rest of them is done, and not before.
+func TestPrunedQueueAgainstLists(t *testing.T) {
+	type item struct {
+		ref  conntable.Ref
+		dead bool // its entry waits for nothing
+		done bool
+	}
+	table := conntable.New(1 << 20)
+	fresh := 0
+	rapid.Check(t, func(t *rapid.T) {
+		q := newQueue(table, conntable.ToKernel)
+		var lanes [2][]*item
+		var all, taken []*item
+		var waiters []waiter
+		var before [][]*item // what each of them waits for
+		put := func(lane int) conntable.Ref {
+			fresh++
+			r := conntable.Record{Connection: tcp(fresh, established, time.Hour), Remaining: time.Hour}
+			r.Version = conntable.Version{Clock: conntable.LiveClock, Node: 1}
+			x := &item{ref: table.Apply(&r, conntable.ToKernel).Ref}
+			all, lanes[lane] = append(all, x), append(lanes[lane], x)
+			return x.ref
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"push":      func(*rapid.T) { q.push(put(0)) },
+			"pushLater": func(*rapid.T) { q.pushLater(put(1)) },
+			"die": func(t *rapid.T) {
+				lane := rapid.IntRange(0, 1).Draw(t, "lane")
+				if n := len(lanes[lane]); n > 0 {
+					x := lanes[lane][rapid.IntRange(0, n-1).Draw(t, "i")]
+					x.dead = true
+					var r conntable.Record
+					table.Take(x.ref, conntable.ToKernel, &r)
+				}
+			},
+			"prune": func(t *rapid.T) {
+				q.mu.Lock()
+				q.many = 0
+				q.prune()
+				q.mu.Unlock()
+				for i := range lanes {
+					lanes[i] = slices.DeleteFunc(lanes[i], func(x *item) bool { x.done = x.done || x.dead; return x.dead })
+				}
+			},
+			"wait": func(*rapid.T) {
+				if q.idle() {
+					return
+				}
+				w := waiter{q.first.pushed, q.later.pushed, make(chan struct{})}
+				q.waiters, waiters = append(q.waiters, w), append(waiters, w)
+				before = append(before, slices.Clone(all))
+			},
+			"swap": func(t *rapid.T) {
+				if len(taken) > 0 {
+					return
+				}
+				n := min(len(lanes[1]), laterChunk)
+				taken = append(lanes[0], lanes[1][:n]...)
+				lanes[0], lanes[1] = nil, lanes[1][n:]
+				got := q.swap(nil)
+				if !slices.EqualFunc(got, taken, func(r conntable.Ref, x *item) bool { return r == x.ref }) {
+					t.Fatalf("took %v, want %v", got, taken)
+				}
+			},
+			"finish": func(t *rapid.T) {
+				k := rapid.IntRange(0, len(taken)).Draw(t, "n")
+				for _, x := range taken[:k] {
+					x.done = true
+				}
+				taken = taken[k:]
+				q.finish(k)
+			},
+			"": func(t *rapid.T) {
+				open := slices.ContainsFunc(all, func(x *item) bool { return !x.done })
+				if q.idle() == open || q.size() != len(lanes[0])+len(lanes[1]) {
+					t.Fatalf("idle %v, size %d; want %v, %v", q.idle(), q.size(), !open, lanes)
+				}
+				for i, w := range waiters {
+					open := slices.ContainsFunc(before[i], func(x *item) bool { return !x.done })
+					if goes := !slices.ContainsFunc(q.waiters, func(x waiter) bool { return x.done == w.done }); goes == open {
+						t.Fatalf("let go: %v, while what it waits for is done: %v", goes, !open)
+					}
+				}
+			},
+		})
+	})
+}
+
+// While the reader stands still and connections come and go, no more wait than
+// are in the table, but for manyWait.
+func TestQueueForgetsTheDead(t *testing.T) {
+	table := conntable.New(1000)
+	q := newQueue(table, conntable.ToKernel)
+	r := conntable.Record{Connection: tcp(0, established, time.Hour)}
+	r.Version.Node = 1
+	const n = manyWait + manyWait/8
+	for i := range n {
+		r.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 5000)
+		r.Version.Clock = conntable.LiveClock + uint64(i)
+		r.Remaining = time.Hour + time.Duration(i)*time.Second // the first to die makes room
+		if res := table.Apply(&r, conntable.ToKernel); res.Queued != 0 {
+			q.push(res.Ref)
+		}
+	}
+	if table.Shed() < n/10*9 || q.size() > manyWait {
+		t.Errorf("%d wait of a table of %d, of which %d were shed", q.size(), table.Len()+table.Tombstones(), table.Shed())
+	}
+	live := table.Len() + table.Tombstones()
+	if got := len(table.TakeAll(q.swap(nil), conntable.ToKernel, nil)); got != live {
+		t.Errorf("took %d of %d", got, live)
+	}
+}
+
 // Flushed waits for both lanes.
 func TestFlushedWaitsForRefreshes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newQueue()
+		q := newQueue(nil, 0)
 		q.pushLater(conntable.Ref{})
 		done := make(chan error, 1)
 		go func() { done <- q.flushed(t.Context()) }()
@@ -80,7 +196,7 @@ func TestFlushedWaitsForRefreshes(t *testing.T) {
 // An entry that overtakes itself again and again takes no more room than it
 // has.
 func TestOvertakingIsBounded(t *testing.T) {
-	q := newQueue()
+	q := newQueue(nil, 0)
 	for range 10 {
 		q.pushLater(conntable.Ref{})
 	}

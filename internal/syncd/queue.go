@@ -11,16 +11,25 @@ import (
 // cannot does not wait behind it.
 const laterChunk = flushChunk
 
+// manyWait is how many may wait before a queue looks whether they still do.
+const manyWait = 1 << 20
+
 // A queue holds entries that wait for one reader. The table sees to it that
-// none waits twice, so there are never more than the table holds, but for those
-// that overtook themselves.
+// none waits twice. But one that dies meanwhile leaves its place here, and if the
+// reader stands still, so do all that follow it. Where many wait, those are
+// dropped whenever there are twice as many as the last time: so there are never
+// more than manyWait, or twice what the table holds.
 //
 // It has two lanes. What is new and what closes goes first; refreshes, which
 // only say that a connection lives on, wait as long as there is anything else.
 // An entry in the second lane that changes is put into the first, too; the
 // reader finds it done when its other turn comes.
 type queue struct {
+	table *conntable.Table
+	kind  conntable.Queue
+
 	mu        sync.Mutex
+	many      int // that wait, before it is looked whether they do
 	first     lane
 	later     lane
 	overtaken int // of those that wait in later; never more
@@ -41,7 +50,9 @@ type waiter struct {
 	done         chan struct{}
 }
 
-func newQueue() *queue { return &queue{full: make(chan struct{}, 1)} }
+func newQueue(table *conntable.Table, kind conntable.Queue) *queue {
+	return &queue{table: table, kind: kind, many: manyWait, full: make(chan struct{}, 1)}
+}
 
 func (l *lane) push(ref conntable.Ref) {
 	l.refs = append(l.refs, ref)
@@ -68,6 +79,7 @@ func (l *lane) finish(n uint64) uint64 {
 func (q *queue) push(ref conntable.Ref) {
 	q.mu.Lock()
 	q.first.push(ref)
+	q.prune()
 	q.mu.Unlock()
 	q.signal()
 }
@@ -76,6 +88,7 @@ func (q *queue) push(ref conntable.Ref) {
 func (q *queue) pushLater(ref conntable.Ref) {
 	q.mu.Lock()
 	q.later.push(ref)
+	q.prune()
 	q.mu.Unlock()
 	q.signal()
 }
@@ -149,6 +162,12 @@ func (q *queue) finish(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.later.finish(uint64(n) - q.first.finish(uint64(n)))
+	q.wake()
+}
+
+// wake lets those go on that wait for nothing any more. q.mu is held, here and
+// for prune.
+func (q *queue) wake() {
 	keep := q.waiters[:0]
 	for _, w := range q.waiters {
 		if w.first <= q.first.done && w.later <= q.later.done {
@@ -158,6 +177,48 @@ func (q *queue) finish(n int) {
 		}
 	}
 	q.waiters = keep
+}
+
+// prune drops those that wait for nothing, if many wait.
+func (q *queue) prune() {
+	if len(q.first.refs)+len(q.later.refs) <= q.many {
+		return
+	}
+	first, later := make([]*uint64, len(q.waiters)), make([]*uint64, len(q.waiters))
+	for i := range q.waiters {
+		first[i], later[i] = &q.waiters[i].first, &q.waiters[i].later
+	}
+	waits := func(ref conntable.Ref) bool { return q.table.Mark(ref, q.kind) }
+	q.first.prune(waits, first)
+	q.later.prune(waits, later)
+	for _, l := range []*lane{&q.first, &q.later} {
+		for _, ref := range l.refs {
+			q.table.Unmark(ref, q.kind)
+		}
+	}
+	q.overtaken = 0 // those were dropped from later
+	q.many = max(manyWait, 2*(len(q.first.refs)+len(q.later.refs)))
+	q.wake()
+}
+
+// prune keeps those that wait. The numbers in upTo, in order, say what was
+// pushed before something, and go on to.
+func (l *lane) prune(waits func(conntable.Ref) bool, upTo []*uint64) {
+	refs := l.refs
+	l.refs = refs[:0]
+	for i, ref := range refs {
+		for len(upTo) > 0 && *upTo[0] <= l.taken+uint64(i) {
+			*upTo[0] = min(*upTo[0], l.taken+uint64(len(l.refs)))
+			upTo = upTo[1:]
+		}
+		if waits(ref) {
+			l.refs = append(l.refs, ref)
+		}
+	}
+	l.pushed = l.taken + uint64(len(l.refs))
+	for _, p := range upTo {
+		*p = min(*p, l.pushed)
+	}
 }
 
 // flushed waits until all that was pushed before is dealt with.
@@ -215,6 +276,7 @@ func (q *queue) offerAll(results []conntable.Result, queue conntable.Queue) {
 		}
 	}
 	more := len(q.first.refs)+len(q.later.refs) > before
+	q.prune()
 	q.mu.Unlock()
 	if more {
 		q.signal()

@@ -315,6 +315,8 @@ func (s *source) Delete(c conntable.Connection) error {
 // given before (ipvs.Tap.Close).
 func (s *source) Settle(ctx context.Context) error { return s.now.Load().Settle(ctx) }
 
+func (s *source) Lost() uint64 { return s.now.Load().Lost() }
+
 func (s *source) do(what func(Kernel) error) error {
 	timer := time.NewTimer(switchLimit)
 	defer timer.Stop()
@@ -356,6 +358,8 @@ func (a absent) Inject([]conntable.Connection) error { return errAbsent }
 func (a absent) Delete(conntable.Connection) error { return errAbsent }
 
 func (a absent) Settle(context.Context) error { return nil } // nothing is on its way
+
+func (a absent) Lost() uint64 { return 0 }
 
 func (a absent) Entries(func() error, func(*Entry)) error { return errAbsent }
 

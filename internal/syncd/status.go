@@ -127,7 +127,7 @@ func (e *Engine) Status() Status {
 		Connections: ConnectionCounts{
 			Mirror: e.table.Len(), Tombstones: e.table.Tombstones(), Limit: e.table.Limit(),
 		},
-		Peers: e.session.Peers(), Warnings: append(e.finding.warnings(), e.session.Warnings()...),
+		Peers: e.session.Peers(), Warnings: slices.Concat(e.finding.warnings(), k.Warnings, e.session.Warnings()),
 		Kernel: KernelCounts{
 			Captured: e.captured.Load(), Found: e.found.Load(), Injected: e.injected.Load(),
 			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load() + e.table.Shed(), Waiting: e.toKernel.size(),
@@ -164,6 +164,11 @@ func (e *Engine) Status() Status {
 			st.Drops[why] = n
 		}
 	})
+	for why, n := range k.Malformed {
+		if n > 0 {
+			st.Drops[why] = n
+		}
+	}
 	return st
 }
 

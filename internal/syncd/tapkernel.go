@@ -13,6 +13,7 @@ import (
 
 	"saru/conntable"
 	"saru/ipvs"
+	"saru/syncproto/kernelsync"
 )
 
 // A tapKernel is the Kernel behind the kernel's own sync threads.
@@ -48,16 +49,31 @@ func (k *tapKernel) Delete(c conntable.Connection) error { return k.tap.Delete(c
 
 func (k *tapKernel) Settle(ctx context.Context) error { return k.tap.Settle(ctx) }
 
+func (k *tapKernel) Lost() uint64 { return k.tap.Lost() }
+
 func (k *tapKernel) Stats() KernelStats {
 	s := k.tap.Stats()
 	st := KernelStats{
 		Source: "daemon", NotCovered: notCovered, Captured: s.Captured.Records, Injected: s.Injected, Beats: s.Captured.Beats,
-		Drops: s.CaptureDrops + s.InjectDrops + s.Unencodable,
+		Drops: s.CaptureDrops + s.InjectDrops + s.Unencodable, Malformed: malformed(&s.Decoded),
+	}
+	if !s.Guarded {
+		st.Warnings = append(st.Warnings, "other local processes can reach the tap: nftables cannot guard it here (see the log)")
 	}
 	if ok, why := k.tap.Healthy(); !ok {
 		st.Degraded = "capture: " + why
 	}
 	return st
+}
+
+// malformed names what a decoder dropped, and how often.
+func malformed(c *kernelsync.Counts) map[string]uint64 {
+	return map[string]uint64{
+		"kernel_short": c.Short, "kernel_size": c.Size, "kernel_sync_id": c.SyncID, "kernel_record": c.Record,
+		"kernel_version": c.Version, "kernel_type": c.Type, "kernel_option": c.Option, "kernel_unknown_option": c.UnknownOption,
+		"kernel_protocol": c.Protocol, "kernel_state": c.State, "kernel_one_packet": c.OnePacket,
+		"kernel_template": c.Template, "kernel_pe": c.PE,
+	}
 }
 
 // notCovered is what the sync threads and /proc cannot give.
@@ -293,6 +309,10 @@ func tcpActive(state uint16) bool {
 // (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).
 var tcpTimeouts = [...]time.Duration{2, 15 * 60, 2 * 60, 60, 2 * 60, 2 * 60, 10, 60, 30, 2 * 60, 2 * 60}
 
+// sctpTimeouts are the kernel's, in seconds by state
+// (net/netfilter/ipvs/ip_vs_proto_sctp.c, sctp_timeouts).
+var sctpTimeouts = [...]time.Duration{2, 60, 60, 60, 60, 60, 60, 60, 15 * 60, 60, 60, 60, 10, 10}
+
 // timeout is the kernel's for a state, 0 if that is not known.
 func (k *known) timeout(protocol uint8, state uint16) time.Duration {
 	switch {
@@ -313,6 +333,8 @@ func defaultTimeout(protocol uint8, state uint16) time.Duration {
 		return tcpTimeouts[state] * time.Second
 	case protocol == protoUDP:
 		return 5 * time.Minute
+	case protocol == protoSCTP && int(state) < len(sctpTimeouts):
+		return sctpTimeouts[state] * time.Second
 	}
 	return 0
 }
