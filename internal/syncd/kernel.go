@@ -69,13 +69,13 @@ var noSourceCovers = []string{
 
 // KernelStats is what became of what passed between us and the kernel.
 type KernelStats struct {
-	Source     string   // "daemon": the kernel's sync threads
-	Degraded   string   // what is wrong with capture or injection, if anything
-	NotCovered []string // what this source cannot do, for people
-	Warnings   []string // what could harm it
+	Source     string            // "daemon": the kernel's sync threads
+	Degraded   string            // what is wrong with capture or injection, if anything
+	NotCovered []string          // what this source cannot do, for people
+	Warnings   []string          // what could harm it
 	Malformed  map[string]uint64 // what was captured and could not be read, by reason
-	Captured   uint64   // records from the kernel
-	Injected   uint64   // records to the kernel
-	Drops      uint64   // records that it lost or that could not be told
-	Beats      uint64   // round trips of the probe through the kernel
+	Captured   uint64            // records from the kernel
+	Injected   uint64            // records to the kernel
+	Drops      uint64            // records that it lost or that could not be told
+	Beats      uint64            // round trips of the probe through the kernel
 }

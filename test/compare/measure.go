@@ -2,6 +2,7 @@ package compare
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -84,6 +85,29 @@ type Result struct {
 	// and fro, and reset: of the whole machine, and of both daemons.
 	MachineUS float64 `json:"machine_us"`
 	DaemonsUS float64 `json:"daemons_us"`
+}
+
+// goalMS is within how many milliseconds 99 of 100 connections that syncd tells
+// of are to be in the peer's kernel.
+const goalMS = 50
+
+// Goals says what of syncd's goals was missed, by a clock that shows nothing
+// but instructions.
+func (r *Result) Goals() error {
+	if r.Clock != Virtual || r.Way != Tap && r.Way != Module {
+		return nil
+	}
+	var errs []error
+	for _, l := range []struct {
+		when string
+		Latency
+	}{{"quiet", r.Quiet}, {"busy", r.Busy}, {"beside a crowd", r.Crowd}} {
+		if l.N > 0 && (l.P99 > goalMS || l.Missing > 0) {
+			errs = append(errs, fmt.Errorf("%s on Linux %s, %s: 99th percentile %.1f ms, %d absent; the goal is %d ms and none",
+				r.Way, r.Kernel, l.when, l.P99, l.Missing, goalMS))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Run measures one way on this kernel, which must have IPVS. syncd and module

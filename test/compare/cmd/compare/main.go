@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -132,7 +133,8 @@ func (o *options) measure(ctx context.Context) error {
 	})
 }
 
-// report prints what was measured into the folders.
+// report prints what was measured into the folders. It fails if a goal was
+// missed.
 func report(ctx context.Context, dirs []string) error {
 	var results []*compare.Result
 	for _, way := range append(append([]string{}, compare.Ways...), compare.None) {
@@ -161,5 +163,9 @@ func report(ctx context.Context, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	return compare.Report(os.Stdout, results, pong)
+	errs := []error{compare.Report(os.Stdout, results, pong)}
+	for _, r := range results {
+		errs = append(errs, r.Goals())
+	}
+	return errors.Join(errs...)
 }
