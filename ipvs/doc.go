@@ -73,6 +73,9 @@
 // through the TUN interface. Where nf_tables is missing the tap works without
 // it, and says so.
 //
+// All of it is looked at each second or few: threads, settings, interface and
+// guard that somebody stopped, changed or removed are put back (health.go).
+//
 // How often the kernel tells again of a connection that talks follows the
 // smallest timeout in use (timeouts.go).
 //

@@ -82,7 +82,8 @@ var notCovered = []string{
 	"what overflows the kernel's own queue to its sync threads (net.ipv4.vs.sync_qlen_max): it has no counter, and is seen by the audit only",
 	"a server's reset, and what the server alone keeps alive: seen by the audit only (see its last pass for how often)",
 	"services with real servers of both address families: the kernel allows none beside its sync threads",
-	"what /proc does not show of connections that are older than syncd: sequence numbers (FTP), SIP call ids",
+	"what /proc does not show: sequence numbers (FTP) and SIP call ids of connections that are older than syncd; " +
+		"a SIP call that was lost on the way from the kernel",
 }
 
 func (k lister) Services() (Services, error) {
