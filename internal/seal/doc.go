@@ -24,8 +24,9 @@
 //
 // The header is the additional data. Numbers are big-endian. boot is random
 // and new each time a Sealer is made; the AES key is HKDF-SHA256 (RFC 5869) of
-// the cluster key, with boot as salt and the purpose as info, so no two
-// Sealers ever share an AES key and the sequence can be the nonce.
+// the cluster key, with boot as salt and "saru v1 " and the purpose as info, so
+// no two Sealers ever share an AES key and the sequence can be the nonce, behind
+// four zero bytes.
 //
 // A keyring opens with every key and seals with the first, so keys can rotate
 // without a gap: the new key goes second into every file, then first, then the

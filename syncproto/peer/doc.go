@@ -27,10 +27,11 @@
 //	|                       node (NodeID of the sender)             |
 //	+---------------------------------------------------------------+
 //
-// The version is the lowest that can read the message: 2 for records and for
-// the requests and answers of streams, 1 for all else. A heartbeat says which
-// version its sender understands. The newest is spoken that all who are heard
-// understand, 1 at least, so a cluster is upgraded one node after another. A
+// The version is the lowest that can read the message: 2 for records, in
+// datagrams and in streams, and for the requests of types 16 and 20; 1 for all
+// else. A heartbeat says which version its sender understands. The newest is
+// spoken that all who are heard understand, 1 at least, so a cluster is upgraded
+// one node after another. A
 // message of a later version, or of an unknown type, is dropped and counted.
 // Bytes after the last known field are ignored: room for additions that old
 // nodes may miss.
@@ -233,9 +234,9 @@
 //
 //	| version | type 16 | zero (16) | node (32) | name length (8) | name |
 //
-// with version = 2 if the peer understands that, and the answer, in the same
-// version, is: one frame BEGIN (type 17: highest sequence (64), clock
-// (64), connections (32)), any number of frames RECORDS (type 18: clock (64), groups
+// with version = 2 if the peer understands that, and the answer is: one frame
+// BEGIN (type 17: highest sequence (64), clock (64), connections (32)), any
+// number of frames RECORDS (type 18, in the request's version: clock (64), groups
 // as above), one frame END (type 19: records sent (64)), all with the
 // 8-byte head. All that sequence numbers up to BEGIN's told is in the records
 // that follow, or something newer.
