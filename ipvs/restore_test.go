@@ -222,6 +222,7 @@ func TestHeals(t *testing.T) {
 		return
 	}
 	tap := servingTap(t)
+	guarded := func() bool { ok, err := tap.guard.present(); return err == nil && ok }
 	beating := func(since time.Time) func() bool {
 		return func() bool { ok, _ := tap.Healthy(); return ok && tap.LastBeat().After(since) }
 	}
@@ -233,12 +234,13 @@ func TestHeals(t *testing.T) {
 		"guard's rules flushed": {"nft", "flush", "table", "ip", tap.cfg.Interface},
 		"settings changed": {
 			"sysctl", "-qw", "net.ipv4.vs.sync_version=0", "net.ipv4.vs.sync_persist_mode=1", "net.ipv4.vs.sync_threshold=3 50",
-			"net.ipv4.vs.backup_only=1", "net.ipv4.vs.sync_qlen_max=100", "net.ipv4.vs.sync_refresh_period=60",
+			"net.ipv4.vs.backup_only=1", "net.ipv4.vs.sync_qlen_max=100", "net.ipv4.vs.sync_refresh_period=7",
 		},
 		"interface down":           {"ip", "link", "set", tap.cfg.Interface, "down"},
 		"interface's address gone": {"ip", "address", "flush", "dev", tap.cfg.Interface},
 		"interface deleted":        {"ip", "link", "delete", tap.cfg.Interface},
 	} {
+		eventually(t, "guard put back", guarded)
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v %s", what, err, out)
 		}
@@ -249,7 +251,7 @@ func TestHeals(t *testing.T) {
 		}
 		eventually(t, "beating after "+what, beating(time.Now().Add(200*time.Millisecond)))
 	}
-	eventually(t, "guard put back", func() bool { ok, err := tap.guard.present(); return err == nil && ok })
+	eventually(t, "guard put back", guarded)
 	for _, s := range tap.cfg.sysctls() {
 		if now, err := readSysctl(s.Name); s.Name != sysctlRefresh && (err != nil || !s.holds(now)) {
 			t.Errorf("%s is %q (%v), want %s", s.Name, now, err, s.Was)

@@ -238,7 +238,7 @@ func (s *Session) introduceLocked(node conntable.NodeID, boot seal.Boot, from ne
 }
 
 // onMissing sends again what a peer asks for.
-func (s *Session) onMissing(from netip.AddrPort, c *cursor) {
+func (s *Session) onMissing(asker netip.AddrPort, c *cursor) {
 	if err := s.missing.parse(c); err != nil {
 		s.drops.count(DropMalformed)
 		return
@@ -250,25 +250,35 @@ func (s *Session) onMissing(from netip.AddrPort, c *cursor) {
 	now := time.Now()
 	var out [][]byte
 	for _, r := range s.missing.ranges {
-		for seq := r.from; seq <= r.to; seq++ {
+		from, to := s.keeps(r)
+		if from > r.from || to < r.to {
+			s.drops.count(DropGone)
+		}
+		for seq := from; seq <= to; seq++ {
 			if !s.mayResend(now) {
 				s.drops.count(DropFlood)
-				s.resend(out, from)
+				s.resend(out, asker)
 				return
 			}
 			d, ok := s.sealAgain(seq, now)
 			if !ok {
-				s.drops.count(DropGone)
-				break // what is above the highest or below the lowest
+				break // it went meanwhile
 			}
 			out = append(out, d)
 			if len(out) == sendBatch {
-				s.resend(out, from)
+				s.resend(out, asker)
 				out = out[:0]
 			}
 		}
 	}
-	s.resend(out, from)
+	s.resend(out, asker)
+}
+
+// keeps returns the part of r that can be sent again.
+func (s *Session) keeps(r span) (from, to uint64) {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
+	return max(r.from, s.ring.lowest()), min(r.to, s.ring.highest)
 }
 
 func (s *Session) resend(out [][]byte, to netip.AddrPort) {

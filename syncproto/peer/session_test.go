@@ -181,6 +181,25 @@ func TestResendingIsBounded(t *testing.T) {
 	})
 }
 
+// Of what a peer misses it gets all that is kept, though what goes before that
+// is not any more.
+func TestResendsWhatIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kr := keys(t, keyA)
+		s, _ := session(t, kr, "d1", peertest.New(1).Node(1))
+		for range ringSize + 10 {
+			s.Send([]conntable.Record{now(s)})
+		}
+		sealer := seal.NewSealer(kr, purposeDatagram)
+		d, _ := sealer.Seal(nil, (&missing{boot: s.sealer.Boot(), ranges: []span{{1, 20}, {ringSize + 9, ringSize + 100}}}).append(nil, 77))
+		s.receive(d, from, true)
+		if s.resent != 10+2 || s.drops[DropGone].Load() != 2 {
+			t.Errorf("%d were sent again, want those from 11 to 20 and the last 2; %d ranges with some that are gone, want 2", s.resent, s.drops[DropGone].Load())
+		}
+		synctest.Wait()
+	})
+}
+
 // A node that is heard by datagrams but cannot be pulled from must not keep a
 // joiner out for ever.
 func TestJoinGoesOnWithoutAPeerThatRefuses(t *testing.T) {
