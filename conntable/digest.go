@@ -121,6 +121,29 @@ const (
 	leaveShare = 1024
 )
 
+// LegacyNode is whose versions the words of directors get that speak the
+// kernel's own protocol. No node is called so: names have no spaces.
+var LegacyNode = NodeIDOf("legacy directors")
+
+// LegacyLag is how old such a word may be when it comes, and its version says
+// that it is: a kernel sends a buffer that is not full after 2 s, and looks once
+// a second (include/net/ip_vs.h, IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD).
+const LegacyLag = 3 * time.Second
+
+// legacyTicks is LegacyLag, rounded up.
+const legacyTicks = (int64(LegacyLag/time.Microsecond) + HorizonTick - 1) >> horizonBits
+
+// enterOf returns the tick with which a telling of version v comes. It is that
+// of the version; but a legacy director's word is told so much later, and would
+// miss the horizon of its version everywhere but where it was heard.
+func enterOf(v Version) int64 {
+	tick := int64(v.Clock >> horizonBits)
+	if v.Node == LegacyNode {
+		tick += legacyTicks
+	}
+	return tick
+}
+
 // termOf returns the term of a telling of the key of this hash. That of a
 // found entry is empty: its version says nothing of when it was told.
 func termOf(hash uint64, v Version, timeout time.Duration) term {
@@ -128,7 +151,7 @@ func termOf(hash uint64, v Version, timeout time.Duration) term {
 		return term{}
 	}
 	life := uint64(max(0, timeout) / time.Microsecond)
-	tm := term{sum: mix(mix(hash, v.Clock), uint64(v.Node)), enter: int64(v.Clock >> horizonBits), leave: forever}
+	tm := term{sum: mix(mix(hash, v.Clock), uint64(v.Node)), enter: enterOf(v), leave: forever}
 	ticks := int64(life >> horizonBits)
 	for level := range uint8(calendarLevels) {
 		if ticks < calendarSlots/2<<(3*level) {
@@ -180,9 +203,11 @@ func (c *calendar) flip(slice int, sum uint64, tick int64, level uint8) {
 // each horizon has what was the newest telling at that horizon: the old term
 // leaves with the tick in which enter, the new telling's tick, comes, and not
 // when the news came. So it does not matter when, how often and with how many
-// of the tellings between.
+// of the tellings between. (But for a node's own telling just after a legacy
+// director's, which is not to come yet: until then two tables may differ.)
 func (c *calendar) replace(slice int, old, now *term, enter int64) {
 	c.fold(enter - reachTicks)
+	enter = max(enter, old.enter)
 	if old.sum != 0 && old.leave > enter {
 		c.flip(slice, old.sum, old.leave, old.level)
 		c.flip(slice, old.sum, enter, 0)

@@ -408,7 +408,7 @@ func (s *shard) count(hash uint64, old *term, v Version, timeout time.Duration) 
 		return // nor was what it is newer than in them
 	}
 	now := termOf(hash, v, timeout)
-	s.calendar.replace(sliceIn(hash), old, &now, int64(v.Clock>>horizonBits))
+	s.calendar.replace(sliceIn(hash), old, &now, enterOf(v))
 }
 
 // Queue puts the entry of k on the queues q as Apply does, and reports which

@@ -53,6 +53,15 @@ func TestVectors(t *testing.T) {
 		}
 	}
 
+	legacy := NodeIDOf(v.Text("legacy name"))
+	if want := v.Hex("legacy node"); uint64(legacy) != want || legacy != LegacyNode {
+		t.Errorf("the legacy directors' node is %08x and %08x, the document says %08x", legacy, LegacyNode, want)
+	}
+	told := Version{recs["IPv4"].Version.Clock, legacy}
+	if tm := termOf(1, told, recs["IPv4"].Timeout); tm.enter != int64(v.Number("legacy enter")) {
+		t.Errorf("a legacy director's term begins at %d", tm.enter)
+	}
+
 	tab := New(10)
 	for _, name := range []string{"IPv4", "IPv6"} {
 		if o := tab.Apply(recs[name], 0).Outcome; o != Added {

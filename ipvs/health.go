@@ -129,11 +129,13 @@ func (t *Tap) judge(trouble error) {
 	if t.excused.After(last) {
 		last = t.excused
 	}
-	silent := time.Since(last)
+	silent, stuck := time.Since(last), t.inj.trouble.Load()
 	switch {
 	case reason != "":
 	case trouble != nil:
 		reason = firstLine(trouble)
+	case stuck != nil:
+		reason = *stuck
 	case silent >= silentAfter:
 		reason = fmt.Sprintf("for %d s no heartbeat from %v to %v came back; does a firewall drop them or the injected records on lo, or is %s down?",
 			int(silent.Seconds()), beatNet, beatAddr, t.cfg.Interface)

@@ -62,8 +62,9 @@ type injector struct {
 
 	receipts receipts
 	look     func(netip.AddrPort) (udpSocket, error)
-	drops    uint64        // of the backup thread's socket, which starts anew with it
-	lost     atomic.Uint64 // datagrams that it dropped
+	drops    uint64                 // of the backup thread's socket, which starts anew with it
+	lost     atomic.Uint64          // datagrams that it dropped
+	trouble  atomic.Pointer[string] // what did not go on, until something does again
 }
 
 func newInjector(port uint16, syncID uint8) (*injector, error) {
@@ -175,6 +176,7 @@ func (in *injector) write() error {
 // drain waits until all that was sent is in the backup thread's socket, and at
 // most limit bytes wait there.
 func (in *injector) drain(ctx context.Context, limit int64) error {
+	sent := in.away > 0
 	for start := time.Now(); ; {
 		in.away = max(0, in.away-in.receipts.take())
 		s, err := in.look(in.local)
@@ -183,10 +185,16 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 		}
 		in.count(s.drops)
 		if in.away == 0 && s.queue <= limit {
+			if sent {
+				in.trouble.Store(nil)
+			}
 			return nil
 		}
 		if time.Since(start) > stuckAfter {
-			return in.stuck(s.queue)
+			err := in.stuck(s.queue)
+			why := err.Error()
+			in.trouble.Store(&why)
+			return err
 		}
 		if !task.Pause(ctx, lookEvery) {
 			return ctx.Err()

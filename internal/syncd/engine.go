@@ -244,6 +244,11 @@ func (e *Engine) agree(ctx context.Context) bool {
 			return false
 		case <-compared:
 		case <-patience.C:
+			if unread := e.session.Unread(); len(unread) > 0 {
+				e.log.Warn("not synced: peers hold connections that cannot be pulled from them; is their TCP port open to us?", "peers", unread)
+				patience.Reset(agreePatience)
+				continue
+			}
 			e.log.Warn("synced, although tables differ; repairs go on", "peers", differ)
 			return true
 		}

@@ -87,7 +87,7 @@ func (e *Engine) tellKernel(k *conntable.Key) bool {
 // deliverOne is deliver for a record that may be about what is served here, or
 // that has more to it.
 func (e *Engine) deliverOne(r *conntable.Record) {
-	if r.Version.Node == e.self && !e.madeNow(r) && e.keepFound(r) {
+	if r.Version.Node == e.self && (!e.madeNow(r) && e.keepFound(r) || e.diedHere(r)) {
 		return
 	}
 	var old conntable.Record
@@ -108,6 +108,20 @@ func (e *Engine) deliverOne(r *conntable.Record) {
 	if !e.nothingNew(r, &res) {
 		e.toKernel.offer(&res, res.Queued&conntable.ToKernel != 0)
 	}
+}
+
+// diedHere deals with what we told in this life and know no more: it was told as
+// closing since, and died everywhere but at a peer that did not hear of that. It
+// is told that now. If a full table gave it up, nobody knows.
+func (e *Engine) diedHere(r *conntable.Record) bool {
+	var have conntable.Record
+	if r.Deleted || r.Version.Clock < conntable.LiveClock || r.Remaining <= dying || !e.Synced() || !e.isOurs(r.Version) ||
+		e.table.Lookup(r.Key, &have) || e.table.Shed() > 0 {
+		return false
+	}
+	e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
+	e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
+	return true
 }
 
 // madeNow reports whether r, of which a peer says that we made it, is of this

@@ -222,6 +222,56 @@ func TestSyncedOnlyWhenTablesAgree(t *testing.T) {
 	})
 }
 
+// Nor while nothing could be pulled, though datagrams come through.
+func TestNotSyncedWithoutWhatPeersHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(16)
+		synced(t, network, 2, 100)
+		network.SetNoStreams(true)
+		joiner := start(t, network, 3, newFakeKernel())
+		time.Sleep(5 * agreePatience)
+		if joiner.Synced() {
+			t.Errorf("synced with %d of 100 connections", joiner.table.Len())
+		}
+		network.SetNoStreams(false)
+		time.Sleep(15 * time.Second)
+		if !joiner.Synced() || joiner.table.Len() != 100 {
+			t.Errorf("synced %v with %d of 100 connections", joiner.Synced(), joiner.table.Len())
+		}
+	})
+}
+
+// A connection that closed, and was forgotten by all who heard of it, does not
+// come back with a node that did not.
+func TestClosedDuringACutStaysClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(17)
+		nodes := synced(t, network, 3, 0)
+		cut := func(v bool) {
+			network.SetCut(nodes[0].net, nodes[1].net, v)
+			network.SetCut(nodes[2].net, nodes[1].net, v)
+		}
+		c := tcp(1, established, 900*time.Second)
+		nodes[0].capture(c)
+		time.Sleep(time.Second)
+		cut(true)
+		c.State, c.Timeout, c.Flags = finWait, 120*time.Second, c.Flags|conntable.FlagInactive
+		nodes[0].capture(c)
+		nodes[0].kernel.serve(c)
+		time.Sleep(200 * time.Second)
+		if nodes[0].table.Len() != 0 || nodes[1].table.Len() != 1 {
+			t.Fatalf("%d connections and %d, so this test shows nothing", nodes[0].table.Len(), nodes[1].table.Len())
+		}
+		cut(false)
+		time.Sleep(15 * time.Second)
+		for _, n := range nodes {
+			if _, ok := n.kernel.entry(c.Key); ok || n.table.Len() != 0 {
+				t.Errorf("%s: %d connections; in its kernel: %v", n.node, n.table.Len(), ok)
+			}
+		}
+	})
+}
+
 // Entries that were deleted while a node was cut off for a day do not come
 // back with it, and it learns what is new.
 func TestDeadForADay(t *testing.T) {

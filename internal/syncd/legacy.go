@@ -15,15 +15,12 @@ import (
 	"saru/syncproto/legacy"
 )
 
-// legacyNode is whose versions legacy directors' words get. No node is called
-// so: names have no spaces.
-var legacyNode = conntable.NodeIDOf("legacy directors")
+// legacyNode is whose versions legacy directors' words get.
+var legacyNode = conntable.LegacyNode
 
 const (
-	// legacyLag is how old a legacy director's word may be when it comes: its
-	// kernel sends a buffer that is not full after 2 s, and looks once a
-	// second (include/net/ip_vs.h, IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD).
-	legacyLag = 3 * time.Second
+	// legacyLag is how old a legacy director's word may be when it comes.
+	legacyLag = conntable.LegacyLag
 
 	// A legacy director tells of a busy connection many times a second. What
 	// is not news is worth telling the peers only if it lengthens the
@@ -156,9 +153,7 @@ func (b *Bridge) merge(r, have *conntable.Record) {
 	if r.Template && res.Outcome == conntable.Updated && !have.Deleted && have.Dest != r.Dest && !b.e.servedHere(r) {
 		b.e.replaceTemplate(have.Connection)
 	}
-	if res.Outcome == conntable.Updated && res.Queued&conntable.ToKernel != 0 && b.e.kernelKnows(r, &res.Prev) {
-		var discard conntable.Record
-		b.e.table.Take(res.Ref, conntable.ToKernel, &discard)
+	if b.e.nothingNew(r, &res) {
 		res.Queued &^= conntable.ToKernel
 	}
 	b.e.queued(res)

@@ -15,6 +15,7 @@ import (
 	"saru/conntable"
 	"saru/internal/metrics"
 	"saru/syncproto/legacy"
+	"saru/syncproto/peer"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -155,6 +156,32 @@ func TestLegacyWordIsNotTakenOverNewerState(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		if !a.table.Lookup(c.Key, &r) || r.State != 7 || r.Version.Node != a.self {
 			t.Errorf("mirror has %+v", r)
+		}
+	})
+}
+
+// While legacy directors talk, tables that hold the same are seen to.
+func TestDigestsBesideLegacyDirectors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(4)
+		a, bridge, _ := startBridged(t, network, 1, newFakeKernel())
+		b := start(t, network, 2, newFakeKernel())
+		time.Sleep(10 * time.Second)
+		for i := range 20_000 { // 1,000 a second
+			c := tcp(i, established, 900*time.Second)
+			bridge.Heard(&c)
+			if time.Sleep(time.Millisecond); i%200 > 0 {
+				continue
+			}
+			for _, p := range []peer.PeerStatus{a.peerOf(t, "d2"), b.peerOf(t, "d1")} {
+				if p.DigestEqual == nil || !*p.DigestEqual || p.Repairs > 0 {
+					t.Fatalf("after %d words: %+v", i, p)
+				}
+			}
+		}
+		time.Sleep(time.Second)
+		if n := b.table.Len(); n != 20_000 {
+			t.Errorf("the peer has %d connections", n)
 		}
 	})
 }

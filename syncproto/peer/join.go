@@ -3,6 +3,7 @@ package peer
 import (
 	"cmp"
 	"context"
+	"slices"
 	"time"
 )
 
@@ -178,6 +179,22 @@ func (s *Session) Differ() (names []string) {
 			names = append(names, p.name)
 		}
 	}
+	return names
+}
+
+// Unread returns the names of the peers that hold the cluster's state, by their
+// own words, and of which nothing is known: what they hold was pulled neither
+// from them nor from another that holds it too.
+func (s *Session) Unread() (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, p := range s.peers {
+		if p.up(now) && p.synced && !p.pulled && !p.fetched && (p.equal == nil || !*p.equal) {
+			names = append(names, p.name)
+		}
+	}
+	slices.Sort(names)
 	return names
 }
 

@@ -2,9 +2,9 @@ package peer
 
 import "time"
 
-// ringSize is how many datagrams of records a sender can send again: at 1,432
-// bytes at most 5.9 MB, and more than a second of 100 records each at 300,000
-// records a second. A power of two.
+// ringSize is how many datagrams of records a sender can send again, and the one
+// that it is making: at 1,432 bytes at most 5.9 MB, and more than a second of 100
+// records each at 300,000 records a second. A power of two.
 const ringSize = 4096
 
 // A ring keeps the last datagrams of records as they were sealed from.
@@ -28,12 +28,14 @@ func (r *ring) store(message []byte, now time.Time) {
 	r.slots[r.highest%ringSize] = kept{message, now}
 }
 
-// lowest is the lowest sequence number still kept.
+// lowest is the lowest sequence number still kept. One slot is for the message
+// that is being made, even if nothing comes of it.
 func (r *ring) lowest() uint64 {
-	if r.highest < ringSize {
+	const keeps = ringSize - 1
+	if r.highest < keeps {
 		return r.gone + 1
 	}
-	return max(r.gone, r.highest-ringSize) + 1
+	return max(r.gone, r.highest-keeps) + 1
 }
 
 // forget gives up all that was kept.

@@ -51,6 +51,8 @@ func (k *paperKernel) Delete(conntable.Connection) error { return nil }
 
 func (k *paperKernel) Settle(context.Context) error { return nil }
 
+func (k *paperKernel) Lost() uint64 { return 0 }
+
 // Entries has none at start, and afterwards cannot be read, so that nothing is
 // audited.
 func (k *paperKernel) Entries(func() error, func(*syncd.Entry)) error {

@@ -40,6 +40,7 @@ type Network struct {
 
 	streamDelay time.Duration
 	streamBreak int
+	noStreams   bool
 }
 
 // New returns a Network without loss whose randomness comes from seed.
@@ -61,6 +62,10 @@ func (n *Network) SetCut(a, b *Node, cut bool) {
 
 // SetStreamDelay makes each piece of a stream that is written take so long.
 func (n *Network) SetStreamDelay(d time.Duration) { n.mu.Lock(); n.streamDelay = d; n.mu.Unlock() }
+
+// SetNoStreams refuses all that Dial, as a firewall does that lets only
+// datagrams through.
+func (n *Network) SetNoStreams(refuse bool) { n.mu.Lock(); n.noStreams = refuse; n.mu.Unlock() }
 
 // BreakStream breaks the next stream after so many bytes to who dialled.
 func (n *Network) BreakStream(after int) { n.mu.Lock(); n.streamBreak = after; n.mu.Unlock() }
@@ -194,9 +199,9 @@ var errRefused = errors.New("connection refused")
 func (nd *Node) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	nd.net.mu.Lock()
 	peer := nd.net.nodes[to.Addr()]
-	cut := nd.net.cut[[2]netip.Addr{nd.addr, to.Addr()}]
+	refused := nd.net.noStreams || nd.net.cut[[2]netip.Addr{nd.addr, to.Addr()}]
 	nd.net.mu.Unlock()
-	if peer == nil || cut {
+	if peer == nil || refused {
 		return nil, fmt.Errorf("%v: %w", to, errRefused)
 	}
 	ours, theirs := net.Pipe()
