@@ -33,6 +33,8 @@ const (
 	// stuckAfter is how long the queue may stay high before the backup
 	// thread counts as stuck.
 	stuckAfter = 5 * time.Second
+	// stillAfter is the same once it did, so that the end of that is soon seen.
+	stillAfter = 200 * time.Millisecond
 	lookEvery  = 2 * time.Millisecond
 )
 
@@ -135,7 +137,7 @@ func (in *injector) one(conns []conntable.Connection) (int, error) {
 
 // pace waits until the backup thread has room for n more bytes.
 func (in *injector) pace(n int) error {
-	if in.unlooked += n; in.unlooked < windowBytes {
+	if in.unlooked += n; in.unlooked < windowBytes && in.trouble.Load() == nil {
 		return nil
 	}
 	if err := in.drain(context.Background(), queueHigh); err != nil {
@@ -176,7 +178,10 @@ func (in *injector) write() error {
 // drain waits until all that was sent is in the backup thread's socket, and at
 // most limit bytes wait there.
 func (in *injector) drain(ctx context.Context, limit int64) error {
-	sent := in.away > 0
+	sent, patience := in.away > 0, stuckAfter
+	if in.trouble.Load() != nil {
+		patience = stillAfter
+	}
 	for start := time.Now(); ; {
 		in.away = max(0, in.away-in.receipts.take())
 		s, err := in.look(in.local)
@@ -190,8 +195,8 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 			}
 			return nil
 		}
-		if time.Since(start) > stuckAfter {
-			err := in.stuck(s.queue)
+		if time.Since(start) > patience {
+			err := in.stuck(s.queue, patience)
 			why := err.Error()
 			in.trouble.Store(&why)
 			return err
@@ -212,13 +217,13 @@ func (in *injector) count(drops uint64) {
 }
 
 // stuck says what does not go on, and gives up what did not arrive.
-func (in *injector) stuck(queue int64) error {
+func (in *injector) stuck(queue int64, after time.Duration) error {
 	if in.away == 0 {
-		return fmt.Errorf("inject: the backup thread leaves %d bytes unread for %v", queue, stuckAfter)
+		return fmt.Errorf("inject: the backup thread leaves %d bytes unread for %v", queue, after)
 	}
 	lost := in.away
 	in.away = 0
-	return fmt.Errorf("inject: %d datagrams to %v did not arrive over lo within %v; let no firewall drop them", lost, in.local, stuckAfter)
+	return fmt.Errorf("inject: %d datagrams to %v did not arrive over lo within %v; let no firewall drop them", lost, in.local, after)
 }
 
 func (in *injector) close() error {

@@ -136,6 +136,33 @@ func TestStuck(t *testing.T) {
 	})
 }
 
+// TestTrouble: what does not go on is told for as long as it does not, and no
+// longer, though looks in between find an empty queue.
+func TestTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLoopback{perLook: 1 << 20, late: 1 << 30}
+		in := injectorTo(t, l)
+		beat := func() { in.inject(beatEntries(1)) }
+		for in.trouble.Load() == nil {
+			beat()
+		}
+		for range 100 {
+			beat()
+			if why := in.trouble.Load(); why == nil || !strings.Contains(*why, "did not arrive") {
+				t.Fatal("told no more")
+			}
+		}
+		l.late = 0
+		began := time.Now()
+		for range 2 {
+			beat()
+		}
+		if why := in.trouble.Load(); why != nil || time.Since(began) > 2*stillAfter {
+			t.Errorf("after %v still: %v", time.Since(began), *why)
+		}
+	})
+}
+
 // TestSettle: it ends when one message more than was given has been read, which
 // is empty, and otherwise with its caller.
 func TestSettle(t *testing.T) {
