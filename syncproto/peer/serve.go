@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -18,50 +19,66 @@ import (
 const acceptPause = 100 * time.Millisecond
 
 // Whoever connects has no key until it has shown that it has. Such guests are
-// bounded by number, and by how long each may take in all, and take nothing away
-// from the peers.
+// bounded by number, and by how long each may take in all. Strangers take nothing
+// away from the peers: who comes from the address of a peer that is up is bounded
+// for that address alone.
 const (
-	maxGuests     = 64
-	maxGuestsFrom = 8 // one address
+	maxGuests     = 64 // strangers
+	maxGuestsFrom = 8  // one address
 	greetWithin   = 5 * time.Second
 )
 
-// guests are those who have connected and not shown yet that they have a key, by
-// address.
-type guests struct {
-	mu   sync.Mutex
-	n    int
-	from map[string]int
+// A guest has connected and not shown yet that it has a key.
+type guest struct {
+	from     netip.Addr
+	stranger bool // no peer that was up when it came has that address
 }
 
-// enter reports whether one more may come from an address.
-func (g *guests) enter(from string) bool {
+// guests are those who are there, by address.
+type guests struct {
+	mu        sync.Mutex
+	strangers int
+	from      map[netip.Addr]int
+}
+
+// enter reports whether one more may come.
+func (g *guests) enter(c guest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.n >= maxGuests || g.from[from] >= maxGuestsFrom {
+	if c.stranger && g.strangers >= maxGuests || g.from[c.from] >= maxGuestsFrom {
 		return false
 	}
-	g.n++
-	g.from[from]++
+	if c.stranger {
+		g.strangers++
+	}
+	g.from[c.from]++
 	return true
 }
 
-func (g *guests) leave(from string) {
+func (g *guests) leave(c guest) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.n--
-	if g.from[from]--; g.from[from] == 0 {
-		delete(g.from, from)
+	if c.stranger {
+		g.strangers--
+	}
+	if g.from[c.from]--; g.from[c.from] == 0 {
+		delete(g.from, c.from)
 	}
 }
 
-// hostOf is the address of a connection's other end, without its port.
-func hostOf(conn net.Conn) string {
-	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
-	if err != nil {
-		return ""
+// guest returns who is at a connection's other end.
+func (s *Session) guest(conn net.Conn) guest {
+	at, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+	c := guest{from: at.Addr().Unmap(), stranger: true}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, p := range s.peers {
+		if p.addr.Addr() == c.from && p.up(now) {
+			c.stranger = false
+		}
 	}
-	return host
+	return c
 }
 
 // serve answers pulls.
@@ -71,7 +88,7 @@ func (s *Session) serve(ctx context.Context) error {
 	defer stop()
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	door := server{s: s, guests: guests{from: map[string]int{}}, slots: make(chan struct{}, maxPulls)}
+	door := server{s: s, guests: guests{from: map[netip.Addr]int{}}, slots: make(chan struct{}, maxPulls)}
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -90,7 +107,7 @@ func (s *Session) serve(ctx context.Context) error {
 			}
 			continue
 		}
-		from := hostOf(conn)
+		from := s.guest(conn)
 		if !door.guests.enter(from) {
 			s.drops.count(DropStream)
 			conn.Close()
@@ -118,7 +135,7 @@ type server struct {
 var errBusy = errors.New("as many streams as there may be are served already")
 
 // serve serves a guest that turns out to be a peer, if there is room.
-func (v *server) serve(conn net.Conn, from string) error {
+func (v *server) serve(conn net.Conn, from guest) error {
 	st, first, err := v.s.greet(conn)
 	v.guests.leave(from)
 	if err != nil {

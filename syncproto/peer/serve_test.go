@@ -14,7 +14,8 @@ import (
 )
 
 // Strangers that connect and have no key, whether they say nothing or a byte now
-// and then, do not keep a peer from being served.
+// and then, do not keep a peer from being served, even if there are more of them
+// than are let in.
 func TestStrangersHoldUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(1)
@@ -25,8 +26,9 @@ func TestStrangersHoldUpNobody(t *testing.T) {
 		var strangers sync.WaitGroup
 		defer strangers.Wait()
 		defer cancel()
-		for i := range 4 * maxGuestsFrom {
-			node := network.Node(100 + i%3)
+		const addresses = maxGuests/maxGuestsFrom + 2
+		for i := range addresses * maxGuestsFrom {
+			node := network.Node(100 + i%addresses)
 			strangers.Go(func() { bother(ctx, node, i%2 == 0) })
 		}
 		time.Sleep(time.Second)
@@ -40,6 +42,36 @@ func TestStrangersHoldUpNobody(t *testing.T) {
 			t.Errorf("a says that it serves %d streams", n)
 		}
 	})
+}
+
+// Nobody takes what is left for others: strangers not the peers', and one address
+// no more than its part.
+func TestGuestsAreBounded(t *testing.T) {
+	g := guests{from: map[netip.Addr]int{}}
+	let := func(n int, c guest, want int) {
+		t.Helper()
+		in := 0
+		for range n {
+			if g.enter(c) {
+				in++
+			}
+		}
+		if in != want {
+			t.Errorf("%d of %d let in of %+v, want %d", in, n, c, want)
+		}
+	}
+	stranger := func(i byte) guest { return guest{netip.AddrFrom4([4]byte{10, 0, 1, i}), true} }
+	peer := guest{from: netip.MustParseAddr("10.0.0.2")}
+	for i := range byte(maxGuests / maxGuestsFrom) {
+		let(maxGuestsFrom+1, stranger(i), maxGuestsFrom)
+	}
+	let(1, stranger(99), 0)
+	let(maxGuestsFrom+1, peer, maxGuestsFrom)
+	g.leave(peer)
+	let(1, stranger(99), 0)
+	let(2, peer, 1)
+	g.leave(stranger(0))
+	let(2, stranger(99), 1)
 }
 
 // bother connects again and again until ctx ends.
