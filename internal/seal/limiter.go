@@ -26,8 +26,11 @@ type limiter struct {
 func (l *limiter) allow(from netip.Addr, now time.Time) bool {
 	a := from.As16()
 	b := &l.buckets[maphash.Bytes(l.seed, a[:])%limiterBuckets]
-	if back := int(now.Sub(b.at) / limiterEvery); back > 0 {
-		b.used, b.at = max(0, b.used-back), now
+	if back := int(now.Sub(b.at) / limiterEvery); back >= b.used {
+		b.used, b.at = 0, now
+	} else if back > 0 {
+		// What is left of a step counts for the next one.
+		b.used, b.at = b.used-back, b.at.Add(time.Duration(back)*limiterEvery)
 	}
 	if b.used >= limiterBurst {
 		return false

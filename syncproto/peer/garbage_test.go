@@ -102,16 +102,20 @@ func TestFloodOfGarbage(t *testing.T) {
 	})
 }
 
-// A sender that starts anew in the middle of a flood from other addresses is
-// heard at once, and from the flood's own address within seconds.
+// A sender that starts anew in the middle of a flood from another address is
+// heard at once, and from the flood's own address a second after it ends: as
+// long as it goes on it takes all that its address may.
 func TestNewSenderInAFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := session(t, keys(t, keyA), "d1", silent{peertest.New(1).Node(1)})
 		kinds := garbage(t, func(d []byte, from netip.AddrPort) { s.receive(d, from, true) })
 		hb := (&heartbeat{incarnation: 9, lowest: 1, clock: 1, port: 8849, name: "d3"}).append(nil, conntable.NodeIDOf("d3"))
-		for range 1000 {
-			s.receive(kinds[3].make(), from, true)
+		flood := func() {
+			for range 1000 {
+				s.receive(kinds[3].make(), from, true)
+			}
 		}
+		flood()
 		sealer := seal.NewSealer(keys(t, keyA), purposeDatagram)
 		hear := func(from netip.AddrPort) int {
 			d, _ := sealer.Seal(nil, hb)
@@ -123,6 +127,13 @@ func TestNewSenderInAFlood(t *testing.T) {
 		}
 		if hear(netip.MustParseAddrPort("10.0.0.7:8849")) != 2 {
 			t.Error("not heard from another address")
+		}
+		for range 3 {
+			time.Sleep(time.Second)
+			flood()
+			if hear(from) != 2 {
+				t.Error("the flood did not use up what came back to its address")
+			}
 		}
 		time.Sleep(time.Second)
 		sealer = seal.NewSealer(keys(t, keyA), purposeDatagram)
