@@ -144,6 +144,31 @@ func TestNewSenderInAFlood(t *testing.T) {
 	})
 }
 
+// Garbage takes nothing from the heap. Time stands still meanwhile: of unknown
+// boots an address is looked at 64 times at first, and each of these takes a key
+// that is thrown away.
+func TestGarbageDoesNotAllocate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := session(t, keys(t, keyA), "d1", nowhere{})
+		for _, kind := range garbage(t, func(d []byte, from netip.AddrPort) { s.receive(d, from, true) }) {
+			const runs, size = 10, 100
+			many := make([][]byte, (1+runs)*size) // a run before those that count
+			for i := range many {
+				many[i] = kind.make()
+			}
+			n := testing.AllocsPerRun(runs, func() {
+				for _, d := range many[:size] {
+					s.receive(d, from, true)
+				}
+				many = many[size:]
+			})
+			if n != 0 {
+				t.Errorf("%s: %v allocations by %d datagrams", kind.name, n, size)
+			}
+		}
+	})
+}
+
 func BenchmarkGarbage(b *testing.B) {
 	s, _ := session(b, keys(b, keyA), "d1", nowhere{})
 	for _, kind := range garbage(b, func(d []byte, from netip.AddrPort) { s.receive(d, from, true) }) {
