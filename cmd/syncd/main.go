@@ -47,8 +47,7 @@ func run(ctx context.Context, log *slog.Logger, f *cli.Flags, ready func()) erro
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	return syncd.Run(ctx, log, settings, syncd.Options{
-		Keep: f.Keep, Level: &f.Level, Debug: f.Debug, Hangup: hangup,
-		Load: func() (*syncd.Settings, error) { return syncd.Load(f.Config) },
+		Keep: f.Keep, Level: &f.Level, Debug: f.Debug, Hangup: hangup, Config: f.Config,
 		Ready: func() {
 			// Modules are loaded and files are open; what is left needs no more.
 			if err := privilege.Keep(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW); err != nil {

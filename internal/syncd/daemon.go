@@ -22,10 +22,10 @@ type Options struct {
 	Keep  bool   // leave the kernel's sync threads and settings in place at the end
 	Ready func() // called once everything works
 
-	Hangup <-chan os.Signal          // asks to read the configuration again,
-	Load   func() (*Settings, error) // which this does
-	Level  *slog.LevelVar            // of the log
-	Debug  bool                      // the level stays
+	Hangup <-chan os.Signal // asks to read the configuration again,
+	Config string           // which is there
+	Level  *slog.LevelVar   // of the log
+	Debug  bool             // the level stays
 }
 
 // Run is the daemon: it mirrors until ctx ends, and leaves the kernel as it

@@ -66,7 +66,7 @@ func runProcess(ctx context.Context, path string) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	r := &reloader{Options: Options{Hangup: hangup, Load: func() (*Settings, error) { return Load(path) }}, log: log, engine: e, now: s}
+	r := &reloader{Options: Options{Hangup: hangup, Config: path}, log: log, engine: e, now: s}
 	n := uint32(0)
 	addr := conntable.NodeIDOf(filepath.Base(path))
 	traffic := task.Func{Name: "traffic", Do: func(ctx context.Context) error {

@@ -37,7 +37,7 @@ func (r *reloader) String() string { return "reload" }
 // reload puts in force what can be of the configuration as it is now. One
 // that is not good changes nothing.
 func (r *reloader) reload() {
-	s, err := r.Load()
+	s, err := loadAgain(r.Config)
 	if err != nil {
 		r.log.Error("reload: the configuration is not good; the old one stays in force", "err", err)
 		return

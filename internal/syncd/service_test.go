@@ -91,7 +91,7 @@ func TestReload(t *testing.T) {
 		var out bytes.Buffer
 		var level slog.LevelVar
 		log := slog.New(slog.NewTextHandler(&out, nil))
-		r := &reloader{Options: Options{Load: func() (*Settings, error) { return Load(path) }, Level: &level}, log: log, engine: a.Engine, now: s}
+		r := &reloader{Options: Options{Config: path, Level: &level}, log: log, engine: a.Engine, now: s}
 		says := func(want string) {
 			t.Helper()
 			out.Reset()
@@ -117,6 +117,34 @@ func TestReload(t *testing.T) {
 		must(t, os.WriteFile(key, []byte("BBECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
 		put("", "")
 		says("changed=[sync.key_file]")
+	})
+}
+
+// A reload does what it can while the interfaces are gone.
+func TestReloadWithoutInterfaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := start(t, peertest.New(1), 1, newFakeKernel())
+		dir := t.TempDir()
+		key := filepath.Join(dir, "key")
+		must(t, os.WriteFile(key, []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
+		path := filepath.Join(dir, "syncd.toml")
+		put := func(more string) {
+			must(t, os.WriteFile(path, []byte("[sync]\ninterface = \"gone0\"\nkey_file = \""+key+"\"\n[legacy]\ninterface = \"gone1\"\n"+more), 0o600))
+		}
+		put("")
+		_, err := Load(path)
+		wantBad(t, err, `sync.interface = "gone0": no such interface`)
+		s, err := loadAgain(path) // as it was read when they were there
+		must(t, err)
+		var out bytes.Buffer
+		var level slog.LevelVar
+		r := &reloader{Options: Options{Config: path, Level: &level}, log: slog.New(slog.NewTextHandler(&out, nil)), engine: a.Engine, now: s}
+		put("[filter]\nservices = [\"10.9.0.100:80\"]\n[control]\ndebug = true\n")
+		must(t, os.WriteFile(key, []byte("BBECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
+		r.reload()
+		if !strings.Contains(out.String(), `changed="[filter control.debug sync.key_file]"`) || strings.Contains(out.String(), "restarted") || level.Level() != slog.LevelDebug {
+			t.Errorf("level %v; the log says\n%s", level.Level(), out.String())
+		}
 	})
 }
 

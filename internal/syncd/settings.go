@@ -94,17 +94,25 @@ const maxDefer = 200 * time.Millisecond
 const maxLimit = 1 << 30
 
 // Load reads and checks the configuration at path. It touches nothing.
-func Load(path string) (*Settings, error) {
+func Load(path string) (*Settings, error) { return load(path, (*Settings).findInterfaces) }
+
+// loadAgain is Load for a syncd that runs. Its interfaces may be down or gone
+// meanwhile, and are not looked at: UDP.Interface has only the name.
+func loadAgain(path string) (*Settings, error) {
+	return load(path, func(*Settings) error { return nil })
+}
+
+func load(path string, find func(*Settings) error) (*Settings, error) {
 	f := DefaultFile()
 	if err := config.Load(path, &f); err != nil {
 		return nil, err
 	}
-	return f.check()
+	return f.check(find)
 }
 
-func (f *File) check() (*Settings, error) {
+func (f *File) check(find func(*Settings) error) (*Settings, error) {
 	s := &Settings{Node: f.Sync.Node, Limit: f.Kernel.Limit, Socket: f.Control.Socket, Saru: f.Control.Saru, Metrics: f.Control.Metrics}
-	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkFilter, f.checkLegacy, f.checkControl, f.checkKeys} {
+	for _, step := range []func(*Settings) error{f.checkNode, f.checkPeers, f.checkInterface, f.checkKernel, f.checkFilter, f.checkLegacy, f.checkControl, find, f.checkKeys} {
 		if err := step(s); err != nil {
 			return nil, err
 		}
@@ -170,14 +178,27 @@ func (f *File) checkInterface(s *Settings) error {
 		}
 		return nil
 	}
-	ifi, err := config.Interface("sync.interface", f.Sync.Interface)
-	if err != nil {
-		return err
+	s.UDP.Interface = &net.Interface{Name: f.Sync.Interface}
+	return nil
+}
+
+// findInterfaces looks for those that are named.
+func (s *Settings) findInterfaces() error {
+	if s.UDP.Interface != nil {
+		ifi, err := config.Interface("sync.interface", s.UDP.Interface.Name)
+		if err != nil {
+			return err
+		}
+		if ifi.Flags&net.FlagUp == 0 {
+			return config.Bad("sync.interface = %q: is down; bring it up first ('ip link set %s up')", ifi.Name, ifi.Name)
+		}
+		s.UDP.Interface, s.MTU = ifi, ifi.MTU
 	}
-	if ifi.Flags&net.FlagUp == 0 {
-		return config.Bad("sync.interface = %q: is down; bring it up first ('ip link set %s up')", ifi.Name, ifi.Name)
+	if s.Legacy != nil {
+		if _, err := config.Interface("legacy.interface", s.Legacy.Interface); err != nil {
+			return err
+		}
 	}
-	s.UDP.Interface, s.MTU = ifi, ifi.MTU
 	return nil
 }
 
@@ -229,9 +250,6 @@ func (f *File) checkLegacy(s *Settings) error {
 		return nil
 	case group.Addr() == s.UDP.Group.Addr() && uint(s.UDP.Group.Port()-group.Port()) < uint(l.Ports):
 		return config.Bad("legacy.group = %q: is sync.group too; use another group or port for one of them", l.Group)
-	}
-	if _, err := config.Interface("legacy.interface", l.Interface); err != nil {
-		return err
 	}
 	s.Legacy = &LegacySettings{l.Interface, group, l.Ports, uint8(l.SyncID), l.Version, l.Resend.Std()}
 	return nil
