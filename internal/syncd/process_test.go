@@ -170,13 +170,17 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 	nh := testnet.Handle(t, l.Nodes[1])
 	eth, err := nh.LinkByName("eth0")
 	must(t, err)
+	l.warns(1, "")
 	must(t, nh.LinkSetDown(eth))
+	l.warns(1, `sync.interface "eth0" is down`)
 	testnet.Await(t, "d1 hears no d2 whose link is down", func() bool { return l.status(0).Peers[0].State == "silent" })
 	must(t, nh.LinkSetUp(eth))
 	l.goesOn("d1 hears d2 after its link was down", 1, 0)
 	l.goesOn("d2 hears d1 after its link was down", 0, 1)
+	l.warns(1, "")
 
 	must(t, nh.LinkDel(eth))
+	l.warns(1, `sync.interface "eth0" is gone`)
 	testnet.Await(t, "d1 hears no d2 that has no interface", func() bool { return l.status(0).Peers[0].State == "silent" })
 	// Longer than it takes to notice.
 	testnet.Await(t, "d2 goes on by itself", func() bool {
@@ -184,10 +188,31 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		return l.status(1).Connections.Owned > before
 	})
+	// One of that name comes, first without a carrier, then without our address.
+	testnet.Cable(t, nh, "eth0", l.Nodes[1], "other0")
+	testnet.Up(t, nh, "eth0")
+	l.warns(1, `sync.interface "eth0" has no carrier`)
+	testnet.Up(t, nh, "other0")
+	l.warns(1, `sync.interface "eth0" is back, and cannot be used: `)
+	eth, err = nh.LinkByName("eth0")
+	must(t, err)
+	must(t, nh.LinkDel(eth))
+
 	l.Plug(1)
 	l.goesOn("d1 hears d2 on its new interface", 1, 0)
 	l.goesOn("d2 hears d1 on its new interface", 0, 1)
+	l.warns(1, "")
 	l.same()
+}
+
+// warns waits until node i warns of what, or if that is empty of nothing.
+func (l *daemons) warns(i int, what string) {
+	l.t.Helper()
+	testnet.Await(l.t, fmt.Sprintf("d%d warns: %q", i+1, what), func() bool {
+		st := l.status(i)
+		said := strings.Join(st.Warnings, "\n")
+		return st.Synced && strings.Contains(said, what) && (what != "" || said == "")
+	})
 }
 
 // Two directors of one name keep serving their own connections, hear a third

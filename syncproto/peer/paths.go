@@ -232,6 +232,12 @@ func (s *Session) sentOr(datagrams [][]byte, err error) {
 
 // Warnings tells what is wrong with the peers or the ways to them, for people.
 func (s *Session) Warnings() (out []string) {
+	// A network in memory has no interface.
+	if way, ok := s.cfg.Transport.(interface{ Trouble() string }); ok {
+		if trouble := way.Trouble(); trouble != "" {
+			out = append(out, trouble)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -79,6 +80,7 @@ func (u *UDP) reopen(ctx context.Context) bool {
 	u.cfg.Log.Warn("the interface to the peers is gone; waiting for it", "interface", u.cfg.Interface.Name, "address", u.addr.Addr())
 	u.mu.Lock()
 	u.closeSocketsLocked()
+	u.away = errAway
 	u.mu.Unlock()
 	for task.Pause(ctx, lookEvery) {
 		if u.openAgain() == nil {
@@ -97,11 +99,51 @@ func (u *UDP) openAgain() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.cfg.Interface = ifi
-	if err := u.openSockets(); err != nil {
+	if u.away = u.openSockets(); u.away != nil {
 		u.closeSocketsLocked()
-		return err
 	}
-	return nil
+	return u.away
+}
+
+// Trouble says what is wrong with the interface to the peers, for people; empty
+// if nothing is, or none is named.
+func (u *UDP) Trouble() string {
+	u.mu.Lock()
+	ifi, away := u.cfg.Interface, u.away
+	u.mu.Unlock()
+	if ifi == nil {
+		return ""
+	}
+	name := ifi.Name
+	switch flags, err := u.flagsOf(name); {
+	case errors.Is(err, net.ErrClosed): // at the end
+		return ""
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Sprintf("sync.interface %q is gone: no peer is heard; syncd waits for it", name)
+	case err != nil:
+		return fmt.Sprintf("sync.interface %q: %v", name, err)
+	case flags&unix.IFF_UP == 0:
+		return fmt.Sprintf("sync.interface %q is down: no peer is heard; bring it up ('ip link set %s up')", name, name)
+	case flags&unix.IFF_RUNNING == 0:
+		return fmt.Sprintf("sync.interface %q has no carrier: no peer is heard; look at the cable and the switch", name)
+	case away != nil:
+		return fmt.Sprintf("sync.interface %q is back, and cannot be used: %v", name, away)
+	}
+	return ""
+}
+
+// flagsOf asks the listener, whatever network namespace the caller is in.
+func (u *UDP) flagsOf(device string) (flags uint16, err error) {
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0, err
+	}
+	raw, err := u.ln.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	failed := raw.Control(func(fd uintptr) { err = unix.IoctlIfreq(int(fd), unix.SIOCGIFFLAGS, ifr) })
+	return ifr.Uint16(), errors.Join(failed, err)
 }
 
 func (u *UDP) closeSocketsLocked() error {

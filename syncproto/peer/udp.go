@@ -48,8 +48,9 @@ type UDP struct {
 	to    []*net.UDPAddr
 	addr  netip.AddrPort
 
-	mu sync.Mutex
-	ms []ipv4.Message // for sending
+	mu   sync.Mutex
+	ms   []ipv4.Message // for sending
+	away error          // why there are no sockets, if there are none
 }
 
 // UDPConfig says where a UDP sends and listens.
