@@ -1,8 +1,11 @@
 package syncd
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +14,7 @@ import (
 
 	"saru/conntable"
 	"saru/ipvs"
+	"saru/syncproto/peer/peertest"
 )
 
 // A client's calls are templates of their own, and go into the kernel as the
@@ -44,6 +48,30 @@ func TestCallsOfOneClientAreApart(t *testing.T) {
 		}
 		if st := b.Status(); st.Templates.Conflicts != 0 {
 			t.Errorf("%+v", st.Templates)
+		}
+	})
+}
+
+// What a call is told apart by is shown, and does nothing to who reads it.
+func TestCallsAreShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, peertest.New(1), 1, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		call := template("10.1.0.9", realA)
+		call.PEName, call.PEData = "sip", []byte("a84b\\4c@h\x1b[2J\n\xff")
+		n.capture(call)
+		const want = `a84b\x5c4c@h\x1b[2J\x0a\xff`
+		w := httptest.NewRecorder()
+		n.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/conns", nil))
+		var got Conn
+		must(t, json.Unmarshal(w.Body.Bytes(), &got))
+		if got.PEName != "sip" || got.PEData != want || got.Client != "10.1.0.9:0" {
+			t.Errorf("%+v, want the data %s", got, want)
+		}
+		var b strings.Builder
+		must(t, got.Print(&b))
+		if !strings.HasSuffix(b.String(), " sip                "+want+"\n") {
+			t.Errorf("%q", b.String())
 		}
 	})
 }

@@ -29,9 +29,10 @@ type Conn struct {
 	Forward  string  `json:"forward"` // masq, gate, ipip, local, bypass
 	Template bool    `json:"template,omitempty"`
 	Deleted  bool    `json:"deleted,omitempty"`
-	Owned    bool    `json:"owned"` // this node told it last
-	Clock    uint64  `json:"clock"` // of its version, microseconds since 1970
-	PEName   string  `json:"pe_name,omitempty"`
+	Owned    bool    `json:"owned"`             // this node told it last
+	Clock    uint64  `json:"clock"`             // of its version, microseconds since 1970
+	PEName   string  `json:"pe_name,omitempty"` // its persistence engine
+	PEData   string  `json:"pe_data,omitempty"` // of that engine, for sip a call id; see printable
 }
 
 var protocolNames = map[uint8]string{0: "IP", 6: "TCP", 17: "UDP", 50: "ESP", 51: "AH", 132: "SCTP"}
@@ -53,8 +54,22 @@ func (e *Engine) conn(r *conntable.Record) Conn {
 		Protocol: protocolName(r.Protocol), State: ipvs.StateName(r.Protocol, r.Template, r.State), ExpireS: r.Remaining.Seconds(),
 		Client: clientOf(&r.Key).String(), Virtual: r.Virtual.String(), Dest: r.Dest.String(), FWMark: r.FWMark,
 		Forward: forwardNames[r.Flags&conntable.FlagFwdMask], Template: r.Template, Deleted: r.Deleted,
-		Owned: owns(r, e.self), Clock: r.Version.Clock, PEName: r.PEName,
+		Owned: owns(r, e.self), Clock: r.Version.Clock, PEName: printable(r.PEName), PEData: printable(r.PEData),
 	}
+}
+
+// printable returns s with \xNN for each byte that is no printable ASCII, and for
+// the backslash: who has it can tell what s was.
+func printable[T string | []byte](s T) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' || c == '\\' {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 const connFormat = "%-3s %-6s %-11s %-18s %-18s %s\n"
@@ -68,11 +83,16 @@ func PrintConnsHead(w io.Writer) error {
 	return err
 }
 
-// Print writes c as ipvsadm -Lnc does.
+// Print writes c as ipvsadm -Lnc does, and one of a persistence engine as it does
+// with --persistent-conn.
 func (c *Conn) Print(w io.Writer) error {
 	left := time.Duration(c.ExpireS * float64(time.Second)).Round(time.Second)
 	expire := fmt.Sprintf("%02d:%02d", int(left/time.Minute), int(left%time.Minute/time.Second))
-	_, err := fmt.Fprintf(w, connFormat, c.Protocol, expire, c.State, c.Client, c.Virtual, c.Dest)
+	dest := c.Dest
+	if c.PEData != "" {
+		dest = fmt.Sprintf("%-16s %-18s %s", dest, c.PEName, c.PEData)
+	}
+	_, err := fmt.Fprintf(w, connFormat, c.Protocol, expire, c.State, c.Client, c.Virtual, dest)
 	return err
 }
 

@@ -33,6 +33,10 @@ func TestConnsAreToldAsIpvsadmDoes(t *testing.T) {
 			Conn{Protocol: "UDP", State: "UDP", ExpireS: 61, Client: "10.9.0.1:53", Virtual: "10.9.0.100:53", Dest: "10.9.0.21:53"},
 			"UDP 01:01  UDP         10.9.0.1:53        10.9.0.100:53      10.9.0.21:53\n",
 		},
+		{
+			Conn{Protocol: "UDP", State: "NONE", ExpireS: 300, Client: "10.9.0.1:0", Virtual: "10.9.0.100:5060", Dest: "10.9.0.21:0", PEName: "sip", PEData: "a84b4c@10.9.0.1"},
+			"UDP 05:00  NONE        10.9.0.1:0         10.9.0.100:5060    10.9.0.21:0      sip                a84b4c@10.9.0.1\n",
+		},
 	} {
 		var b strings.Builder
 		must(t, c.conn.Print(&b))
