@@ -203,8 +203,11 @@ func (t *Tap) reopen() error {
 	if err != nil {
 		return err
 	}
-	old := t.tun.Swap(tun)
-	return errors.Join(old.Close(), setupTUN(t.cfg.Interface))
+	t.tun.Swap(tun).Close()
+	if err := setupTUN(t.cfg.Interface); err != nil {
+		t.log.Warn("set up the tap's interface anew; trying again", "err", err)
+	}
+	return nil
 }
 
 // mendThreads starts a sync thread of ours that somebody stopped, and says

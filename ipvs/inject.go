@@ -28,6 +28,8 @@ const (
 	// (212,992 bytes) holds it beside queueHigh and the quarter of the buffer
 	// that the kernel gives back late (udp_rmem_release).
 	windowBytes = 64 << 10
+	// Unlooked is how many records may be sent between two such looks.
+	Unlooked = (windowBytes/(8192+256) + 1) * injectRecords
 	// queueHigh is the queue, in bytes, above which the injector waits.
 	queueHigh = 64 << 10
 	// stuckAfter is how long the queue may stay high before the backup

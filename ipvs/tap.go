@@ -377,7 +377,7 @@ func (t *Tap) Stats() Stats {
 }
 
 // Lost is how many datagrams the backup thread was too slow for, since OpenTap
-// and as far as was looked: as long as the tap is healthy, within two seconds.
+// and as far as was looked: as long as the tap is healthy, every two seconds.
 // Of what they told nothing is in the kernel.
 func (t *Tap) Lost() uint64 { return t.inj.lost.Load() }
 

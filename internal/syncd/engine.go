@@ -70,6 +70,7 @@ type Engine struct {
 	self    conntable.NodeID
 	clock   *conntable.Clock
 	born    atomic.Uint64 // by clock: our own versions below it are of an earlier life
+	sure    atomic.Uint64 // by clock: those above it are of no other; 0: not known yet
 	mono    monotonic
 	table   *conntable.Table
 	session *peer.Session
@@ -87,6 +88,7 @@ type Engine struct {
 	capture    capture
 	deliveries sync.Pool          // of *delivery: several goroutines deliver
 	taken      []conntable.Record // injectSome's own
+	lately     lately             // likewise
 
 	captured   atomic.Uint64
 	found      atomic.Uint64
@@ -259,6 +261,7 @@ func (e *Engine) agree(ctx context.Context) bool {
 // is older than a second, although nothing can be told.
 func (e *Engine) expire() {
 	e.clock.Turn()
+	e.becomeSure()
 	e.expired.Add(uint64(e.table.Expire()))
 }
 

@@ -114,14 +114,31 @@ func (e *Engine) deliverOne(r *conntable.Record) {
 // closing since, and died everywhere but at a peer that did not hear of that. It
 // is told that now. If a full table gave it up, nobody knows.
 func (e *Engine) diedHere(r *conntable.Record) bool {
-	var have conntable.Record
-	if r.Deleted || r.Version.Clock < conntable.LiveClock || r.Remaining <= dying || !e.Synced() || !e.isOurs(r.Version) ||
-		e.table.Lookup(r.Key, &have) || e.table.Shed() > 0 {
+	if r.Deleted || r.Remaining <= dying || !e.surelyOurs(r.Version) || e.table.Lookup(r.Key, new(conntable.Record)) || e.table.Shed() > 0 {
 		return false
 	}
-	e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
-	e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
+	res := e.table.Apply(r, 0)
+	e.outcomes[res.Outcome].Add(1)
+	if res.Outcome == conntable.Added { // and the kernel told nothing meanwhile
+		e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
+	}
 	return true
+}
+
+// surelyOurs reports whether v was made by this life of ours, and neither by an
+// earlier one, of which wall clocks that are wrong may say that it came later,
+// nor by another director that bears our name.
+func (e *Engine) surelyOurs(v conntable.Version) bool {
+	since := e.sure.Load()
+	return v.Node == e.self && since != 0 && v.Clock >= since && !e.session.Clashes()
+}
+
+// becomeSure notes from when on all versions of our name are of this life: what
+// the earlier ones told is known, since our table was found to be the peers'.
+func (e *Engine) becomeSure() {
+	if e.sure.Load() == 0 && e.Synced() && e.session.Agrees() {
+		e.sure.Store(e.clock.Now())
+	}
 }
 
 // madeNow reports whether r, of which a peer says that we made it, is of this
@@ -172,7 +189,6 @@ func (e *Engine) kernelKnows(r *conntable.Record, prev *conntable.Prev) bool {
 func (e *Engine) inject(ctx context.Context) error {
 	var refs []conntable.Ref
 	conns := make([]conntable.Connection, 0, injectChunk)
-	var last lately
 	look := time.NewTicker(lostEvery)
 	defer look.Stop()
 	for {
@@ -180,15 +196,14 @@ func (e *Engine) inject(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
-			e.tellLost(&last)
+			e.tellLost()
 		case <-e.toKernel.full:
 		}
 		refs = e.toKernel.swap(refs)
 		for rest := refs; len(rest) > 0 && ctx.Err() == nil; {
 			n := min(len(rest), injectChunk)
 			conns = e.injectSome(ctx, rest[:n], conns[:0])
-			last.add(e.taken)
-			e.tellLost(&last)
+			e.tellLost()
 			e.toKernel.finish(n)
 			rest = rest[n:]
 		}
@@ -211,6 +226,7 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
+			e.lately.add(&r.Key)
 		case e.held(r):
 			e.heldBack.Add(1)
 			if moved {
@@ -233,6 +249,9 @@ func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
 		err := e.kernel.Inject(conns)
 		if err == nil {
 			e.injected.Add(uint64(len(conns)))
+			for i := range conns {
+				e.lately.add(&conns[i].Key)
+			}
 			return
 		}
 		e.refused.Add(uint64(len(conns)))

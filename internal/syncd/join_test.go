@@ -272,6 +272,60 @@ func TestClosedDuringACutStaysClosed(t *testing.T) {
 	})
 }
 
+// But what a peer knows of an earlier life is not over for that, though its
+// versions seem to be of this one, since the wall clock fell behind them, and
+// though this life was synced before it heard of them.
+func TestEarlierLifeAheadIsNotClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(18)
+		nodes := synced(t, network, 2, 0)
+		nodes[0].clock.Observe(nodes[0].clock.Now() + uint64(time.Minute/time.Microsecond))
+		c := tcp(1, established, 900*time.Second)
+		nodes[0].capture(c)
+		time.Sleep(time.Second)
+		nodes[0].stop()
+		network.SetCut(nodes[0].net, nodes[1].net, true)
+		again := start(t, network, 1, newFakeKernel())
+		network.SetCut(again.net, nodes[1].net, true)
+		time.Sleep(10 * time.Second)
+		if !again.Synced() {
+			t.Fatal("not synced alone, so this test shows nothing")
+		}
+		network.SetCut(again.net, nodes[1].net, false)
+		time.Sleep(15 * time.Second)
+		if _, ok := nodes[1].kernel.entry(c.Key); !ok || nodes[1].table.Len() != 1 {
+			t.Errorf("the peer has %d connections; in its kernel: %v", nodes[1].table.Len(), ok)
+		}
+	})
+}
+
+// Nor what another director told that bears the same name.
+func TestNamesakesCloseNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(19)
+		third := start(t, network, 3, newFakeKernel())
+		var namesakes [2]*node
+		for i := range namesakes {
+			k := newFakeKernel()
+			namesakes[i] = startOn(t, network.Node(1+i), 1, k, testKeys)
+		}
+		time.Sleep(5 * time.Second)
+		for i := range 20 {
+			namesakes[i%2].capture(tcp(i, established, 900*time.Second))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		for i := range 20 {
+			if _, ok := third.kernel.entry(tcp(i, established, 0).Key); !ok {
+				t.Errorf("connection %d was deleted", i)
+			}
+		}
+		if n := third.table.Tombstones(); n > 0 {
+			t.Errorf("%d connections were told to be over", n)
+		}
+	})
+}
+
 // Entries that were deleted while a node was cut off for a day do not come
 // back with it, and it learns what is new.
 func TestDeadForADay(t *testing.T) {

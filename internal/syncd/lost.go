@@ -4,17 +4,17 @@ import (
 	"time"
 
 	"saru/conntable"
+	"saru/ipvs"
 )
 
 const (
 	// lostEvery is how often it is looked, at least, whether the kernel lost what
 	// it was told.
 	lostEvery = time.Second
-	// tellAgain is how many of those told last are told again then. What the
-	// kernel loses it loses between two looks at its socket, which four of the
-	// largest datagrams are apart (ipvs/inject.go), and a chunk is told between
-	// two of ours.
-	tellAgain = 4*216 + 2*injectChunk
+	// tellAgain is how many of those told last are told again then: what was
+	// told between two looks at the kernel's socket, and a chunk before each of
+	// ours.
+	tellAgain = ipvs.Unlooked + 2*injectChunk
 )
 
 // lately is what the kernel was told last.
@@ -24,16 +24,15 @@ type lately struct {
 	lost uint64 // datagrams that the kernel lost, as far as is mended
 }
 
-func (l *lately) add(recs []conntable.Record) {
-	for i := range recs {
-		l.keys[l.n%tellAgain] = recs[i].Key
-		l.n++
-	}
+func (l *lately) add(k *conntable.Key) {
+	l.keys[l.n%tellAgain] = *k
+	l.n++
 }
 
 // tellLost tells the kernel again what it may have lost, if it lost anything:
 // the audit would find it too, but for SIP's calls, and later.
-func (e *Engine) tellLost(last *lately) {
+func (e *Engine) tellLost() {
+	last := &e.lately
 	lost, before := e.kernel.Lost(), last.lost
 	last.lost = lost
 	if lost <= before { // less: another source

@@ -113,6 +113,12 @@ func (a *active) sum() KernelStats {
 	st.Injected += a.before.Injected
 	st.Drops += a.before.Drops
 	st.Beats += a.before.Beats
+	if st.Malformed == nil {
+		st.Malformed = map[string]uint64{}
+	}
+	for why, n := range a.before.Malformed {
+		st.Malformed[why] += n
+	}
 	return st
 }
 

@@ -198,6 +198,30 @@ func (s *Session) Unread() (names []string) {
 	return names
 }
 
+// Agrees reports whether the tables of all peers that are heard and hold the
+// cluster's state, of one at least, were equal to ours at the last comparison.
+func (s *Session) Agrees() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, n := time.Now(), 0
+	for _, p := range s.peers {
+		if !p.up(now) || !p.synced {
+			continue
+		}
+		if n++; p.equal == nil || !*p.equal {
+			return false
+		}
+	}
+	return n > 0
+}
+
+// Clashes reports whether another node spoke under our name lately.
+func (s *Session) Clashes() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.clashAt) < clashFor
+}
+
 // Compared is closed when digests were compared the next time.
 func (s *Session) Compared() <-chan struct{} {
 	s.mu.Lock()
