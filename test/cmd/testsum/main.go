@@ -4,9 +4,10 @@
 // reason, and a closing line of totals. Its exit status is 1 if a test or a
 // build failed, or if no test ran.
 //
-// With -again, few failures are tried once more, by that command: a machine
-// that others use too may take a second from any test. Tests that pass then are
-// named, with what they had said, and do not count as failed.
+// With -again, few failures are tried once more, by that command, and those that
+// are left another time: a machine that others use too may take a second from any
+// test. Tests that pass then are named, with what they had said, and do not count
+// as failed.
 package main
 
 import (
@@ -62,7 +63,7 @@ func main() {
 	flag.Parse()
 	s := newSummary(os.Stdout)
 	err := s.read(os.Stdin)
-	if err == nil && *again != "" {
+	for round := 0; round < rounds && err == nil && *again != ""; round++ {
 		err = s.again(func(tests, packages string) (io.Reader, error) { return run(*again, tests, packages) })
 	}
 	if err != nil {

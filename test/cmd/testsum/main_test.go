@@ -47,6 +47,36 @@ func TestSummary(t *testing.T) {
 	}
 }
 
+// Who passes when run again passes, though another does not; who is left is run
+// another time, alone.
+func TestAgainAndAgain(t *testing.T) {
+	var out strings.Builder
+	s := newSummary(&out)
+	event := func(action, test string) string {
+		return `{"Action":"` + action + `","Package":"p","Test":"` + test + `"}` + "\n"
+	}
+	if err := s.read(strings.NewReader(event("fail", "A") + event("fail", "B"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, round := range []struct{ run, said string }{
+		{"^(A|B)$", event("pass", "A") + event("fail", "B")},
+		{"^(B)$", event("pass", "B")},
+	} {
+		err := s.again(func(tests, _ string) (io.Reader, error) {
+			if tests != round.run {
+				t.Errorf("runs %s again, want %s", tests, round.run)
+			}
+			return strings.NewReader(round.said), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status := s.close(); status != 0 || !strings.Contains(out.String(), "2 passed, 0 failed") {
+		t.Errorf("status %d, with\n%s", status, out.String())
+	}
+}
+
 // What fails twice, or was not tried again, has failed.
 func TestAgain(t *testing.T) {
 	const (
@@ -59,7 +89,7 @@ func TestAgain(t *testing.T) {
 `
 	)
 	many := ""
-	for _, test := range []string{"B", "C", "D"} {
+	for _, test := range []string{"B", "C", "D", "E", "F", "G", "H", "I"} {
 		many += `{"Action":"fail","Package":"q","Test":"` + test + `"}` + "\n"
 	}
 	for _, tc := range []struct {
@@ -72,7 +102,7 @@ func TestAgain(t *testing.T) {
 		{"passes here, fails there", failed, passes + failed, 1, "0 passed, 2 failed"},
 		{"is not run again", failed, `{"Action":"skip","Package":"p","Test":"A"}`, 1, "0 passed, 2 failed"},
 		{"its subtest is not run again", failed, `{"Action":"pass","Package":"p","Test":"A"}`, 1, "1 passed, 1 failed"},
-		{"many fail", failed + "\n" + many, passes, 1, "0 passed, 5 failed"},
+		{"many fail", failed + "\n" + many, passes, 1, "0 passed, 10 failed"},
 		{"does not build", failed + "\n" + `{"Action":"build-fail"}`, passes, 1, "0 passed, 2 failed"},
 		{"does not build again", failed, passes + `{"Action":"build-fail"}`, 1, "0 passed, 2 failed"},
 		{"nothing failed", passes, "", 0, "2 passed, 0 failed"},
