@@ -160,7 +160,7 @@ func TestLegacyWordIsNotTakenOverNewerState(t *testing.T) {
 	})
 }
 
-// While legacy directors talk, tables that hold the same are seen to.
+// While legacy directors talk, tables that hold the same are found to.
 func TestDigestsBesideLegacyDirectors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(4)

@@ -75,13 +75,18 @@ func TestWatchdog(t *testing.T) {
 	must(t, <-done)
 }
 
+// configured returns where a configuration is to be, and a key file.
+func configured(t *testing.T) (path, key string) {
+	dir := t.TempDir()
+	key = filepath.Join(dir, "key")
+	must(t, os.WriteFile(key, []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
+	return filepath.Join(dir, "syncd.toml"), key
+}
+
 func TestReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := start(t, peertest.New(1), 1, newFakeKernel())
-		dir := t.TempDir()
-		key := filepath.Join(dir, "key")
-		must(t, os.WriteFile(key, []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
-		path := filepath.Join(dir, "syncd.toml")
+		path, key := configured(t)
 		put := func(sync, more string) {
 			must(t, os.WriteFile(path, []byte("[sync]\ninterface = \"lo\"\nkey_file = \""+key+"\"\n"+sync+more), 0o600))
 		}
@@ -124,10 +129,7 @@ func TestReload(t *testing.T) {
 func TestReloadWithoutInterfaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := start(t, peertest.New(1), 1, newFakeKernel())
-		dir := t.TempDir()
-		key := filepath.Join(dir, "key")
-		must(t, os.WriteFile(key, []byte("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"), 0o600))
-		path := filepath.Join(dir, "syncd.toml")
+		path, key := configured(t)
 		put := func(more string) {
 			must(t, os.WriteFile(path, []byte("[sync]\ninterface = \"gone0\"\nkey_file = \""+key+"\"\n[legacy]\ninterface = \"gone1\"\n"+more), 0o600))
 		}
