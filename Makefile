@@ -48,7 +48,7 @@ LAB_TIMEOUT ?= 15m
 SARU_LAB := ^Test(NAT|PersistentServices)$$
 
 # The lease's bound as packet captures see it, and what the kernel is refused for.
-BOUND := ^Test(Bound|BoundBesideReloads|FirewallIsNotDeath|PoisonedSwitch|Standstills|Refusals)$$
+BOUND := ^Test(Bound|BoundOfTheLast|BoundBesideReloads|FirewallIsNotDeath|PoisonedSwitch|Standstills|Refusals)$$
 
 export CGO_ENABLED = 0
 # Plain "go vet" and friends must not reach for another toolchain.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,15 +19,20 @@ import (
 )
 
 // A capture listens at a director's port of the switch, outside the director,
-// and opens what it says with the cluster's key: when each heartbeat was sent,
-// and when the first answer to it came. Both are the kernel's own times.
+// and opens what passes with the cluster's key: when each heartbeat was sent,
+// when the first answer to it came, and when others were heard. All are the
+// kernel's own times.
 type capture struct {
-	mu    sync.Mutex
-	id    membership.NodeID
-	sent  map[beat]time.Time
-	acked map[beat]time.Time
-	keep  int      // how many of what passes, sealed as it is, to keep
-	kept  [][]byte // those
+	raw    syscall.RawConn
+	missed int // frames that the kernel had no room for
+
+	mu     sync.Mutex
+	id     membership.NodeID
+	sent   map[beat]time.Time
+	acked  map[beat]time.Time
+	others []time.Time // when a heartbeat of another came
+	keep   int         // how many of what passes, sealed as it is, to keep
+	kept   [][]byte    // those
 }
 
 type beat struct{ inc, n uint64 }
@@ -85,9 +91,9 @@ func (n *node) capture() *capture {
 		all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: port.Index})
 	}))
-	raw, err := file.SyscallConn()
+	c.raw, err = file.SyscallConn()
 	n.must(err)
-	n.goUntilEnd(func() { file.Close() }, func() { c.read(raw, keys) })
+	n.goUntilEnd(func() { file.Close() }, func() { c.read(keys) })
 	return c
 }
 
@@ -101,7 +107,7 @@ func sockFilters(raw []bpf.RawInstruction) *unix.SockFilter {
 
 // read notes packets until the socket is closed. What goes to the director and
 // what comes from it have replay windows of their own, as has each path.
-func (c *capture) read(raw syscall.RawConn, keys *seal.Keyring) {
+func (c *capture) read(keys *seal.Keyring) {
 	var openers [2][2]*seal.Opener
 	for i := range openers {
 		openers[i] = [2]*seal.Opener{seal.NewOpener(keys, "heartbeat"), seal.NewOpener(keys, "heartbeat")}
@@ -112,7 +118,7 @@ func (c *capture) read(raw syscall.RawConn, keys *seal.Keyring) {
 		var k, o int
 		var from unix.Sockaddr
 		var err error
-		if raw.Read(func(fd uintptr) bool {
+		if c.raw.Read(func(fd uintptr) bool {
 			k, o, _, from, err = unix.Recvmsg(int(fd), buf, oob, 0)
 			return err != unix.EAGAIN
 		}) != nil {
@@ -148,8 +154,10 @@ func (c *capture) note(m membership.Message, at time.Time, sealed []byte) {
 	}
 	switch m := m.(type) {
 	case *membership.Heartbeat:
-		if b := (beat{m.Inc, m.N}); m.From == c.id {
-			earliest(c.sent, b, at)
+		if m.From == c.id {
+			earliest(c.sent, beat{m.Inc, m.N}, at)
+		} else {
+			c.others = append(c.others, at)
 		}
 	case *membership.Ack:
 		if b := (beat{m.ToInc, m.N}); m.To == c.id && !m.Granted.Empty() {
@@ -164,19 +172,56 @@ func earliest(m map[beat]time.Time, b beat, at time.Time) {
 	}
 }
 
-// grantAge returns how long before t the newest heartbeat was sent that
-// somebody had granted by then: the age of the grant that a packet accepted at
-// t was accepted under.
+// grantAge returns how long before t the newest heartbeat was sent that had its
+// grant by then: the age of the grant that a packet accepted at t was accepted
+// under.
 func (c *capture) grantAge(t time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	slices.SortFunc(c.others, time.Time.Compare) // two paths, almost in order
 	age := time.Hour
-	for b, at := range c.acked {
-		if sent, ok := c.sent[b]; ok && !at.After(t) {
-			age = min(age, t.Sub(sent))
+	for b, sent := range c.sent {
+		if sent.After(t) || t.Sub(sent) >= age {
+			continue
+		}
+		if at, ok := c.acked[b]; ok && !at.After(t) || !c.silence(sent).After(t) {
+			age = t.Sub(sent)
 		}
 	}
 	return age
+}
+
+// silence returns from when on a heartbeat sent at t needs nobody's grant: none
+// of the others was heard for an interval, as when all are held up at once. Two
+// ticks without a heartbeat, and who keeps its share does not wait for an answer
+// (membership, Slow machines); two ticks are at least about an interval apart.
+func (c *capture) silence(t time.Time) time.Time {
+	i, _ := slices.BinarySearchFunc(c.others, t, time.Time.Compare)
+	last := time.Time{}
+	if i > 0 {
+		last = c.others[i-1]
+	}
+	for _, next := range c.others[i:] {
+		if next.Sub(last) > pace.lease/6 {
+			break
+		}
+		last = next
+	}
+	if end := last.Add(pace.lease / 6); end.After(t) {
+		return end
+	}
+	return t
+}
+
+// lost returns how many frames the kernel had no room for.
+func (c *capture) lost() int {
+	_ = c.raw.Control(func(fd uintptr) {
+		// Asked for, they are counted anew (packet(7)).
+		if st, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+			c.missed += int(st.Drops)
+		}
+	})
+	return c.missed
 }
 
 // sentAge returns how long before t the newest heartbeat was sent.
@@ -219,4 +264,5 @@ func (c *capture) forget(t time.Time) {
 			delete(c.acked, b)
 		}
 	}
+	c.others = slices.DeleteFunc(c.others, t.After)
 }
