@@ -279,16 +279,30 @@ func (s *shard) alike(id uint32, e *entry, r *Record) bool {
 
 // Delete makes a tombstone, told by version v, of the entry of k, as Apply
 // does. If there is no living entry the Outcome is Late.
-func (t *Table) Delete(k Key, v Version, q Queue) Result {
+func (t *Table) Delete(k Key, v Version, q Queue) Result { return t.remove(&k, nil, v, q) }
+
+// DeleteIf is Delete of an entry that was looked at, unless there has been news
+// of it since: then the Outcome is Late, too.
+func (t *Table) DeleteIf(seen *Record, v Version, q Queue) Result {
+	return t.remove(&seen.Key, &seen.Version, v, q)
+}
+
+func (t *Table) remove(k *Key, seen *Version, v Version, q Queue) Result {
+	hash := keyHash(k)
+	s, at := t.shard(hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := t.moment()
+	p := s.probe(k)
 	var r Record
-	if !t.Lookup(k, &r) || r.Deleted {
+	if id := s.find(&p); id == 0 || !s.read(id, &r, now.since) || r.Deleted || seen != nil && r.Version != *seen {
 		return Result{Outcome: Late}
 	}
 	r.Version, r.Deleted = v, true
 	r.Seq, r.PEName, r.PEData = nil, "", nil
 	// In whole seconds, as it travels.
 	r.Timeout = (r.Remaining + time.Second - 1).Truncate(time.Second)
-	return t.Apply(&r, q)
+	return s.apply(t, at, hash, &p, &r, q, 0, &now)
 }
 
 // Extend lets the connection of k live until remaining from now, if that is

@@ -170,6 +170,33 @@ func TestDeadlinesWithoutRegularExpiry(t *testing.T) {
 	})
 }
 
+// Who deletes what he looked at does not delete what came since, and does not
+// miss what only lives longer.
+func TestDeleteIf(t *testing.T) {
+	for what, x := range map[string]struct {
+		since func(tab *Table)
+		want  Outcome
+	}{
+		"nothing":       {func(*Table) {}, Updated},
+		"a longer life": {func(tab *Table) { tab.Extend(testKey(1), 200*time.Second) }, Updated},
+		"news":          {func(tab *Table) { tab.Apply(record(1, Version{2, 2}, 1, 100*time.Second), 0) }, Late},
+		"a deletion":    {func(tab *Table) { tab.Delete(testKey(1), Version{2, 2}, 0) }, Late},
+	} {
+		tab := New(10)
+		tab.Apply(record(1, Version{1, 1}, 1, 100*time.Second), 0)
+		var seen, r Record
+		tab.Lookup(testKey(1), &seen)
+		x.since(tab)
+		got := tab.DeleteIf(&seen, Version{3, 1}, ToPeers)
+		if found := tab.Lookup(testKey(1), &r); !found || got.Outcome != x.want || (r.Version == Version{3, 1}) != (x.want == Updated) {
+			t.Errorf("after %s: %v, %+v; want %v", what, got.Outcome, r, x.want)
+		}
+	}
+	if got := New(10).DeleteIf(record(1, Version{1, 1}, 1, time.Second), Version{3, 1}, 0); got.Outcome != Late {
+		t.Errorf("of what is not there: %v", got.Outcome)
+	}
+}
+
 func TestTombstoneOutlivesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tab := New(10)

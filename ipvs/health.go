@@ -37,6 +37,7 @@ type beats struct {
 	sent  []time.Time
 	at    time.Time
 	delay time.Duration
+	err   error // what failed, since it was asked
 }
 
 func newBeats(rate int, refresh time.Duration) *beats {
@@ -64,6 +65,22 @@ func (b *beats) back(i int, now time.Time) {
 	}
 }
 
+// failed notes what failed, if anything did.
+func (b *beats) failed(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = errors.Join(b.err, err)
+}
+
+// failure returns what failed since it was last asked.
+func (b *beats) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.err
+	b.err = nil
+	return err
+}
+
 func (b *beats) last() (time.Time, time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,39 +90,51 @@ func (b *beats) last() (time.Time, time.Duration) {
 // beat sends the heartbeat: at each tick it pings the entry that was injected
 // a second ago, deletes it, and injects another. The record is on its way when
 // the ping returns, since the kernel makes it while the packet leaves. So each
-// beat needs an injection that worked, and few entries live at a time. Once a
-// second it judges what came of it.
+// beat needs an injection that worked, and few entries live at a time. It waits
+// for nothing else, since records wait for it.
 func (t *Tap) beat(ctx context.Context) {
 	b := t.beats
-	_, _, trouble := t.inj.inject(b.entries[:b.ahead])
+	_, _, err := t.inj.inject(b.entries[:b.ahead])
+	b.failed(err)
 	tick := time.NewTicker(time.Second / time.Duration(t.cfg.BeatRate))
 	defer tick.Stop()
-	t.excused = time.Now()
-	judged, guarded, tuned := t.excused, t.excused, time.Time{}
 	turn := make([]conntable.Connection, 2)
 	for i := 0; ; i = (i + 1) % len(b.entries) {
-		var now time.Time
 		select {
 		case <-ctx.Done():
 			return
-		case now = <-tick.C:
+		case <-tick.C:
 		}
 		b.out(i, time.Now())
 		err := t.pinger.ping(&b.entries[i])
 		turn[0] = deletion(&b.entries[i])
 		turn[1] = b.entries[(i+b.ahead)%len(b.entries)]
 		_, _, ierr := t.inj.inject(turn)
-		trouble = errors.Join(trouble, err, ierr)
-		if now.Sub(judged) >= judgeEvery {
-			t.judge(trouble)
-			judged, trouble = now, nil
+		b.failed(errors.Join(err, ierr))
+	}
+}
+
+// watch judges what comes of the heartbeat, and mends what others did to the
+// tap. It may wait for the kernel's locks as long as somebody has them.
+func (t *Tap) watch(ctx context.Context) {
+	tick := time.NewTicker(judgeEvery)
+	defer tick.Stop()
+	t.excused = time.Now()
+	guarded, tuned := t.excused, time.Time{}
+	for {
+		var now time.Time
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-tick.C:
 		}
+		t.judge(t.beats.failure())
 		if now.Sub(guarded) >= guardEvery {
 			t.keepGuard()
 			guarded = now
 		}
 		if t.cfg.RefreshPeriod == 0 && now.Sub(tuned) >= retuneEvery {
-			trouble = errors.Join(trouble, t.retune())
+			t.beats.failed(t.retune())
 			tuned = now
 		}
 	}
@@ -182,8 +211,8 @@ func (t *Tap) mendSettings() string {
 // sees it.
 func (t *Tap) mendInterface() string {
 	err := checkTUN(t.cfg.Interface)
-	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) {
-		return ""
+	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, netlink.ErrDumpInterrupted) {
+		return "" // where addresses changed during the look, the next one shows
 	}
 	if err := setupTUN(t.cfg.Interface); err != nil {
 		return err.Error()
@@ -196,6 +225,8 @@ func (t *Tap) mendInterface() string {
 // has a socket of the old one; it is started again when its absence is seen.
 func (t *Tap) reopen() error {
 	t.log.Warn("somebody deleted the tap's interface; making it anew", "interface", t.cfg.Interface)
+	t.linking.Lock()
+	defer t.linking.Unlock()
 	if err := t.client.StopDaemon(Master); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
@@ -224,13 +255,29 @@ func (t *Tap) mendThreads() string {
 		case i >= 0:
 			return t.cfg.foreign(daemons[i])
 		default:
-			if err := t.client.StartDaemon(want); err != nil {
+			if err := t.restart(want); err != nil {
 				return err.Error()
 			}
 			t.log.Warn("somebody stopped a sync thread; started again", "thread", want.Role.String())
 		}
 	}
 	return ""
+}
+
+// restart starts a sync thread of ours again. What the backup thread had not
+// read is lost. The master thread sends from whatever address it finds, so it
+// must find ours.
+func (t *Tap) restart(d Daemon) error {
+	if d.Role == Backup {
+		t.inj.forgotten()
+		return t.client.StartDaemon(d)
+	}
+	t.linking.Lock()
+	defer t.linking.Unlock()
+	if err := checkTUN(t.cfg.Interface); err != nil {
+		return err
+	}
+	return t.client.StartDaemon(d)
 }
 
 // firstLine is one of joined errors, which mostly are the same one again.

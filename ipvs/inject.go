@@ -28,10 +28,11 @@ const (
 	// (212,992 bytes) holds it beside queueHigh and the quarter of the buffer
 	// that the kernel gives back late (udp_rmem_release).
 	windowBytes = 64 << 10
-	// Unlooked is how many records may be sent between two such looks.
-	Unlooked = (windowBytes/(8192+256) + 1) * injectRecords
 	// queueHigh is the queue, in bytes, above which the injector waits.
 	queueHigh = 64 << 10
+	// Unread is how many records may have been sent that the backup thread has
+	// not read: since the last look, and those that waited then.
+	Unread = ((windowBytes+queueHigh)/(8192+256) + 1) * injectRecords
 	// stuckAfter is how long the queue may stay high before the backup
 	// thread counts as stuck.
 	stuckAfter = 5 * time.Second
@@ -67,7 +68,7 @@ type injector struct {
 	receipts receipts
 	look     func(netip.AddrPort) (udpSocket, error)
 	drops    uint64                 // of the backup thread's socket, which starts anew with it
-	lost     atomic.Uint64          // datagrams that it dropped
+	lost     atomic.Uint64          // datagrams that it dropped, or that did not reach it
 	trouble  atomic.Pointer[string] // what did not go on, until something does again
 }
 
@@ -134,6 +135,12 @@ func (in *injector) one(conns []conntable.Connection) (int, error) {
 	if err := in.write(); err != nil {
 		return 0, err
 	}
+	if in.trouble.Load() != nil {
+		// Only what arrives has been told.
+		if err := in.drain(context.Background(), queueHigh); err != nil {
+			return 0, err
+		}
+	}
 	return n, nil
 }
 
@@ -198,6 +205,9 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 			return nil
 		}
 		if time.Since(start) > patience {
+			if in.trouble.Load() == nil {
+				in.lost.Add(uint64(in.away)) // who sent them was told that he did
+			}
 			err := in.stuck(s.queue, patience)
 			why := err.Error()
 			in.trouble.Store(&why)
@@ -208,6 +218,10 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 		}
 	}
 }
+
+// forgotten says that the backup thread was stopped: nobody knows how many
+// datagrams it had not read.
+func (in *injector) forgotten() { in.lost.Add(1) }
 
 // count counts what the backup thread's socket has dropped by now.
 func (in *injector) count(drops uint64) {

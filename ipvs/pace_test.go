@@ -163,6 +163,29 @@ func TestTrouble(t *testing.T) {
 	})
 }
 
+// TestFirewallLosesNothingUnseen: what was told before it was noticed that
+// nothing arrives counts as lost, and afterwards nothing counts as told that did
+// not arrive.
+func TestFirewallLosesNothingUnseen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &fakeLoopback{perLook: 1 << 20, late: 1 << 30}
+		in := injectorTo(t, l)
+		told := uint64(0)
+		for range 100 {
+			if n, _, err := in.inject(beatEntries(injectRecords)); err == nil && n == injectRecords {
+				told++
+			}
+		}
+		if lost := in.lost.Load(); told == 0 || told != lost {
+			t.Errorf("%d datagrams were told, and %d count as lost", told, lost)
+		}
+		l.late = 0
+		if n, _, err := in.inject(beatEntries(1)); err != nil || n != 1 || in.lost.Load() != told || in.trouble.Load() != nil {
+			t.Errorf("afterwards %d told, %v; %d lost, trouble %v", n, err, in.lost.Load(), in.trouble.Load())
+		}
+	})
+}
+
 // TestSettle: it ends when one message more than was given has been read, which
 // is empty, and otherwise with its caller.
 func TestSettle(t *testing.T) {

@@ -51,7 +51,8 @@ type Tap struct {
 	refresh                atomic.Int64 // the kernel's refresh period, ns
 	guarded                atomic.Bool
 	guardTried             bool                   // of the one goroutine that installs it
-	excused                time.Time              // of the beat's goroutine: no beat was due until then
+	excused                time.Time              // of watch's goroutine: no beat was due until then
+	linking                sync.Mutex             // while the interface is made, or the master thread takes to it
 	problem                atomic.Pointer[string] // why Healthy is false
 	closeOnce              sync.Once
 	closeErr               error
@@ -72,7 +73,7 @@ type Stats struct {
 	Injected     uint64        // records, without heartbeats
 	Deleted      uint64        // of them deletions
 	Unencodable  uint64        // connections that no sync message can carry
-	InjectDrops  uint64        // datagrams the backup thread was too slow for
+	InjectDrops  uint64        // datagrams lost on the way to the backup thread
 	BeatDelay    time.Duration // from the last heartbeat's packet to its record
 	Guarded      bool          // other processes are kept off the tap
 	Refresh      time.Duration // how often the kernel tells again of a connection that talks
@@ -268,6 +269,7 @@ func (t *Tap) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.capture(ctx) })
 	g.Go(func() error { t.beat(gctx); return nil })
+	g.Go(func() error { t.watch(gctx); return nil })
 	return g.Wait()
 }
 
@@ -376,9 +378,10 @@ func (t *Tap) Stats() Stats {
 	return s
 }
 
-// Lost is how many datagrams the backup thread was too slow for, since OpenTap
-// and as far as was looked: as long as the tap is healthy, every two seconds.
-// Of what they told nothing is in the kernel.
+// Lost is how many datagrams the backup thread was too slow for or did not come
+// to it though Inject had no error, and one for each time that somebody stopped
+// it, since OpenTap and as far as was looked: as long as the tap is healthy,
+// every two seconds. Of what they told nothing need be in the kernel.
 func (t *Tap) Lost() uint64 { return t.inj.lost.Load() }
 
 // LastBeat is when the last heartbeat came back; zero if none did.

@@ -360,7 +360,7 @@ func (a *audit) lacks(r *conntable.Record) {
 		a.reinject(&r.Key)
 		return
 	}
-	e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
+	e.queued(e.table.DeleteIf(r, e.clock.Next(), e.newsFor()))
 	a.add(&a.counts.Gone)
 }
 

@@ -2,6 +2,7 @@ package syncd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -243,6 +244,30 @@ func TestDatagramFlowMoves(t *testing.T) {
 			if want := max(1, 2*i+1); b.kernel.injections() != want {
 				t.Errorf("%d injections, want %d", b.kernel.injections(), want)
 			}
+		}
+	})
+}
+
+// Also if the kernel does not take it at once.
+func TestDatagramFlowMovesWhenTheKernelTakesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, c := datagramPair(t, 30)
+		c.Dest = realA
+		a.capture(c)
+		time.Sleep(time.Second)
+		fail := func(err error) {
+			b.kernel.mu.Lock()
+			defer b.kernel.mu.Unlock()
+			b.kernel.fail = err
+		}
+		fail(errors.New("stuck"))
+		c.Dest = realB
+		a.capture(c)
+		time.Sleep(500 * time.Millisecond)
+		fail(nil)
+		time.Sleep(injectAgain)
+		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.Flags&conntable.FlagInactive == 0 {
+			t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, realB)
 		}
 	})
 }

@@ -26,6 +26,13 @@ func keyCall(c *conntable.Connection) {
 	c.Client = netip.AddrPortFrom(c.Client.Addr(), uint16(1+h.Sum32()%math.MaxUint16))
 }
 
+// keyOf returns the key in the mirror of what the kernel is told.
+func keyOf(c *conntable.Connection) conntable.Key {
+	k := *c
+	keyCall(&k)
+	return k.Key
+}
+
 // isCall reports whether k is the key of a persistence engine's template.
 func isCall(k *conntable.Key) bool { return k.Template && k.Client.Port() != 0 }
 

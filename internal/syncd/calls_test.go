@@ -2,6 +2,7 @@ package syncd
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"net/netip"
@@ -50,6 +51,44 @@ func TestCallsOfOneClientAreApart(t *testing.T) {
 			t.Errorf("%+v", st.Templates)
 		}
 	})
+}
+
+// What the kernel lost, or did not take, it is told again, of calls too.
+func TestCallsAreToldAgain(t *testing.T) {
+	const calls = 20
+	for what, x := range map[string]struct {
+		before, after func(k *fakeKernel)
+		want          int // injections in all
+	}{
+		"lost":      {func(k *fakeKernel) { k.lose = calls }, func(k *fakeKernel) { k.lostSome.Add(1) }, 2 * calls},
+		"not taken": {func(k *fakeKernel) { k.fail = errors.New("stuck") }, func(k *fakeKernel) { k.fail = nil }, calls},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := pair(t, 52)
+				told := map[string]int{}
+				with := func(f func(k *fakeKernel)) {
+					b.kernel.mu.Lock()
+					defer b.kernel.mu.Unlock()
+					f(b.kernel)
+				}
+				before := b.kernel.injections()
+				with(x.before)
+				for i := range calls {
+					c := template("10.1.0.9", realA)
+					c.PEName, c.PEData = "sip", fmt.Appendf(nil, "call %d", i)
+					a.Captured(&c)
+				}
+				time.Sleep(500 * time.Millisecond)
+				with(func(k *fakeKernel) { k.onInject = func(c *conntable.Connection) { told[string(c.PEData)]++ } })
+				with(x.after)
+				time.Sleep(2 * time.Second)
+				if got := b.kernel.injections() - before; len(told) != calls || got != x.want {
+					t.Errorf("told of %d calls of %d, with %d injections in all, want %d", len(told), calls, got, x.want)
+				}
+			})
+		})
+	}
 }
 
 // What a call is told apart by is shown, and does nothing to who reads it.

@@ -88,7 +88,7 @@ type Engine struct {
 	capture    capture
 	deliveries sync.Pool          // of *delivery: several goroutines deliver
 	taken      []conntable.Record // injectSome's own
-	lately     lately             // likewise
+	lately     lately
 
 	captured   atomic.Uint64
 	found      atomic.Uint64

@@ -314,6 +314,28 @@ func TestSyncedOnlyWhenTheKernelTookIt(t *testing.T) {
 	})
 }
 
+// Nor while the kernel was told, and lost it on the way.
+func TestSyncedOnlyWhenTheKernelLostNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(5)
+		a := start(t, network, 1, newFakeKernel())
+		const n = 20
+		for i := range n {
+			a.capture(tcp(i, established, 900*time.Second))
+		}
+		time.Sleep(3 * time.Second)
+		k := newFakeKernel()
+		k.lose, k.finds, k.lag = n, 1, 300*time.Millisecond
+		b := start(t, network, 2, k)
+		for !b.Synced() {
+			time.Sleep(time.Millisecond)
+		}
+		if k.len() != n || k.injections() != 2*n {
+			t.Errorf("synced with %d of %d in the kernel, after %d injections", k.len(), n, k.injections())
+		}
+	})
+}
+
 func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(6)

@@ -31,6 +31,7 @@ type fakeKernel struct {
 	slow     time.Duration // of a read of the table
 	lag      time.Duration // of Settle
 	stuck    int           // so many calls of Settle to come fail
+	finds    uint64        // lost datagrams that the next Settle notices
 	during   func()        // is called after a slice was read, before it is told
 	torn     bool          // all entries of a read are
 	stats    func() KernelStats
@@ -109,6 +110,8 @@ func (k *fakeKernel) Settle(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+	k.lostSome.Add(k.finds)
+	k.finds = 0
 	if k.stuck > 0 {
 		k.stuck--
 		return errors.New("the backup thread leaves it unread")

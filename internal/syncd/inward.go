@@ -119,8 +119,8 @@ func (e *Engine) diedHere(r *conntable.Record) bool {
 	}
 	res := e.table.Apply(r, 0)
 	e.outcomes[res.Outcome].Add(1)
-	if res.Outcome == conntable.Added { // and the kernel told nothing meanwhile
-		e.queued(e.table.Delete(r.Key, e.clock.Next(), e.newsFor()))
+	if res.Outcome == conntable.Added { // and neither kernel nor peers told anything meanwhile
+		e.queued(e.table.DeleteIf(r, e.clock.Next(), e.newsFor()))
 	}
 	return true
 }
@@ -222,11 +222,11 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		case r.Version.Node == e.self && !e.finding.read.Load(): // the kernel may know it better
 		case r.Deleted:
 			e.traceInjected(r)
+			e.lately.add(r.Key)
 			if err := e.delete(r.Connection); err != nil {
 				e.refused.Add(1)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
-			e.lately.add(&r.Key)
 		case e.held(r):
 			e.heldBack.Add(1)
 			if moved {
@@ -245,13 +245,13 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 // tell gives conns to the kernel, again and again until it takes them: the
 // queue behind them is bounded, and we are not synced without them.
 func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
+	for i := range conns {
+		e.lately.add(keyOf(&conns[i])) // before the kernel can lose it
+	}
 	for len(conns) > 0 {
 		err := e.kernel.Inject(conns)
 		if err == nil {
 			e.injected.Add(uint64(len(conns)))
-			for i := range conns {
-				e.lately.add(&conns[i].Key)
-			}
 			return
 		}
 		e.refused.Add(uint64(len(conns)))
@@ -264,15 +264,20 @@ func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
 }
 
 // inKernel waits until all that waits for the kernel now is in its table, as
-// far as it takes it.
+// far as it takes it, and is told it again if it loses it.
 func (e *Engine) inKernel(ctx context.Context) error {
-	if err := e.toKernel.flushed(ctx); err != nil {
-		return err
-	}
 	for {
-		err := e.kernel.Settle(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err := e.toKernel.flushed(ctx); err != nil {
 			return err
+		}
+		err := e.kernel.Settle(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil && !e.tellLost():
+			return nil
+		case err == nil:
+			continue
 		}
 		e.log.Warn("wait for the kernel to take what it was told", "err", err)
 		if !task.Pause(ctx, injectAgain) {
@@ -281,13 +286,19 @@ func (e *Engine) inKernel(ctx context.Context) error {
 	}
 }
 
-// renew brings conns up to date, without those that are ours or gone by now.
+// renew brings conns up to date, without those that are ours or gone by now. A
+// connection that is there twice has moved (appendForKernel).
 func (e *Engine) renew(conns []conntable.Connection) []conntable.Connection {
 	keep := conns[:0]
 	var r conntable.Record
-	for i := range conns {
-		if e.table.Lookup(conns[i].Key, &r) && !e.isOurs(r.Version) && !r.Deleted {
-			keep = append(keep, forKernel(&r))
+	for i := 0; i < len(conns); i++ {
+		k := keyOf(&conns[i])
+		moved := i+1 < len(conns) && keyOf(&conns[i+1]) == k
+		if moved {
+			i++
+		}
+		if e.table.Lookup(k, &r) && !e.isOurs(r.Version) && !r.Deleted {
+			keep = appendForKernel(keep, &r, moved)
 		}
 	}
 	return keep
