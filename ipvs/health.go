@@ -269,8 +269,11 @@ func (t *Tap) mendThreads() string {
 // must find ours.
 func (t *Tap) restart(d Daemon) error {
 	if d.Role == Backup {
-		t.inj.forgotten()
-		return t.client.StartDaemon(d)
+		err := t.client.StartDaemon(d)
+		if err == nil {
+			t.inj.forgotten()
+		}
+		return err
 	}
 	t.linking.Lock()
 	defer t.linking.Unlock()
