@@ -37,7 +37,7 @@ type beats struct {
 	sent  []time.Time
 	at    time.Time
 	delay time.Duration
-	err   error // what failed, since it was asked
+	err   error // what failed first, since it was asked
 }
 
 func newBeats(rate int, refresh time.Duration) *beats {
@@ -69,10 +69,12 @@ func (b *beats) back(i int, now time.Time) {
 func (b *beats) failed(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.err = errors.Join(b.err, err)
+	if b.err == nil {
+		b.err = err
+	}
 }
 
-// failure returns what failed since it was last asked.
+// failure returns what failed first since it was last asked.
 func (b *beats) failure() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -264,16 +266,11 @@ func (t *Tap) mendThreads() string {
 	return ""
 }
 
-// restart starts a sync thread of ours again. What the backup thread had not
-// read is lost. The master thread sends from whatever address it finds, so it
-// must find ours.
+// restart starts a sync thread of ours again. The master thread sends from
+// whatever address it finds, so it must find ours.
 func (t *Tap) restart(d Daemon) error {
 	if d.Role == Backup {
-		err := t.client.StartDaemon(d)
-		if err == nil {
-			t.inj.forgotten()
-		}
-		return err
+		return t.client.StartDaemon(d)
 	}
 	t.linking.Lock()
 	defer t.linking.Unlock()

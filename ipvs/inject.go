@@ -67,7 +67,8 @@ type injector struct {
 
 	receipts receipts
 	look     func(netip.AddrPort) (udpSocket, error)
-	drops    uint64                 // of the backup thread's socket, which starts anew with it
+	inode    uint64                 // of the backup thread's socket, another one whenever that starts
+	drops    uint64                 // of that
 	lost     atomic.Uint64          // datagrams that it dropped, or that did not reach it
 	trouble  atomic.Pointer[string] // what did not go on, until something does again
 }
@@ -197,7 +198,7 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 		if err != nil {
 			return fmt.Errorf("inject: %w", err)
 		}
-		in.count(s.drops)
+		in.count(s)
 		if in.away == 0 && s.queue <= limit {
 			if sent {
 				in.trouble.Store(nil)
@@ -219,17 +220,18 @@ func (in *injector) drain(ctx context.Context, limit int64) error {
 	}
 }
 
-// forgotten says that the backup thread was stopped: nobody knows how many
-// datagrams it had not read.
-func (in *injector) forgotten() { in.lost.Add(1) }
-
-// count counts what the backup thread's socket has dropped by now.
-func (in *injector) count(drops uint64) {
-	if drops < in.drops {
-		in.drops = 0
+// count counts what the backup thread's socket has dropped by now. Where it is
+// another one, since somebody stopped the thread, nobody knows what had not been
+// read from the one before: that counts as a datagram.
+func (in *injector) count(s udpSocket) {
+	if s.inode != in.inode {
+		if in.inode != 0 {
+			in.lost.Add(1)
+		}
+		in.inode, in.drops = s.inode, 0
 	}
-	in.lost.Add(drops - in.drops)
-	in.drops = drops
+	in.lost.Add(uint64(uint32(s.drops - in.drops))) // as the kernel counts them
+	in.drops = s.drops
 }
 
 // stuck says what does not go on, and gives up what did not arrive.

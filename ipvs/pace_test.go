@@ -186,6 +186,19 @@ func TestFirewallLosesNothingUnseen(t *testing.T) {
 	})
 }
 
+// TestLossesOfSockets: what one socket dropped counts once, and that somebody
+// opened another, of which the datagrams that were in the first are lost.
+func TestLossesOfSockets(t *testing.T) {
+	in := &injector{}
+	for i, x := range []struct {
+		inode, drops, lost uint64
+	}{{7, 0, 0}, {7, 5, 5}, {7, 5, 5}, {9, 0, 6}, {9, 5, 11}, {11, 5, 17}, {11, 1<<32 - 1, 1<<32 + 11}, {11, 3, 1<<32 + 15}} {
+		if in.count(udpSocket{inode: x.inode, drops: x.drops}); in.lost.Load() != x.lost {
+			t.Errorf("look %d: %d lost, want %d", i, in.lost.Load(), x.lost)
+		}
+	}
+}
+
 // TestSettle: it ends when one message more than was given has been read, which
 // is empty, and otherwise with its caller.
 func TestSettle(t *testing.T) {

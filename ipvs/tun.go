@@ -86,13 +86,13 @@ func checkTUN(name string) error {
 		return fmt.Errorf("interface %q: %v, MTU %d, queue %d; must be up, %d, %d", name, a.Flags, a.MTU, a.TxQLen, tunMTU, tunQueue)
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
+	switch {
+	case slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(tunAddr.AsSlice()) }):
+		return nil // even if others' addresses changed during the look
+	case err != nil:
 		return fmt.Errorf("interface %q: list addresses: %w", name, err)
 	}
-	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(tunAddr.AsSlice()) }) {
-		return fmt.Errorf("interface %q: has no address %v", name, tunAddr)
-	}
-	return nil
+	return fmt.Errorf("interface %q: has no address %v", name, tunAddr)
 }
 
 // setupTUN gives the interface its address and brings it up; repeating it

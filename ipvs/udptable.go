@@ -21,8 +21,9 @@ const anyPeer = "00000000:0000"
 // A udpSocket is a line of /proc/net/udp (net/ipv4/udp.c, udp4_format_sock).
 type udpSocket struct {
 	local netip.AddrPort
-	free  bool   // takes datagrams from everybody: not connected
-	queue int64  // bytes of memory that wait to be read
+	free  bool  // takes datagrams from everybody: not connected
+	queue int64 // bytes of memory that wait to be read
+	inode uint64
 	drops uint64 // datagrams dropped since the socket was opened
 }
 
@@ -84,5 +85,9 @@ func parseUDP(f []string) (udpSocket, error) {
 	if err != nil {
 		return udpSocket{}, fmt.Errorf("drops %q: %w", f[12], err)
 	}
-	return udpSocket{netip.AddrPortFrom(netip.AddrFrom4(a), uint16(p)), f[2] == anyPeer, queue, drops}, nil
+	inode, err := strconv.ParseUint(f[9], 10, 64)
+	if err != nil {
+		return udpSocket{}, fmt.Errorf("inode %q: %w", f[9], err)
+	}
+	return udpSocket{netip.AddrPortFrom(netip.AddrFrom4(a), uint16(p)), f[2] == anyPeer, queue, inode, drops}, nil
 }

@@ -2,7 +2,6 @@ package syncd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -248,26 +247,47 @@ func TestDatagramFlowMoves(t *testing.T) {
 	})
 }
 
-// Also if the kernel does not take it at once.
+// Also if the kernel does not take it at once, or loses it.
 func TestDatagramFlowMovesWhenTheKernelTakesIt(t *testing.T) {
+	for what, x := range troubles {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, c := datagramPair(t, 30)
+				c.Dest = realA
+				a.capture(c)
+				time.Sleep(time.Second)
+				b.kernel.with(x.begin)
+				c.Dest = realB
+				a.capture(c)
+				time.Sleep(500 * time.Millisecond)
+				b.kernel.with(x.end)
+				time.Sleep(lostEvery + injectAgain)
+				if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.Flags&conntable.FlagInactive == 0 {
+					t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, realB)
+				}
+			})
+		})
+	}
+}
+
+// So are deletions told again.
+func TestDeletionsAreToldAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b, c := datagramPair(t, 30)
-		c.Dest = realA
+		a, b := pair(t, 32)
+		c := tcp(1, established, 900*time.Second)
 		a.capture(c)
 		time.Sleep(time.Second)
-		fail := func(err error) {
-			b.kernel.mu.Lock()
-			defer b.kernel.mu.Unlock()
-			b.kernel.fail = err
-		}
-		fail(errors.New("stuck"))
-		c.Dest = realB
-		a.capture(c)
+		b.kernel.with(troubles["not taken"].begin)
+		a.kernel.lost(c.Key)
+		a.queued(a.table.Delete(c.Key, a.clock.Next(), a.newsFor()))
 		time.Sleep(500 * time.Millisecond)
-		fail(nil)
-		time.Sleep(injectAgain)
-		if e, ok := b.kernel.entry(c.Key); !ok || e.Dest != realB || e.Flags&conntable.FlagInactive == 0 {
-			t.Errorf("the peer's kernel has %+v, %v; want an inactive one to %v", e, ok, realB)
+		if _, there := b.kernel.entry(c.Key); !there {
+			t.Fatal("deleted by a kernel that takes nothing")
+		}
+		b.kernel.with(troubles["not taken"].end)
+		time.Sleep(lostEvery + 100*time.Millisecond)
+		if _, there := b.kernel.entry(c.Key); there {
+			t.Error("not deleted when the kernel took it")
 		}
 	})
 }

@@ -88,6 +88,7 @@ type Engine struct {
 	capture    capture
 	deliveries sync.Pool          // of *delivery: several goroutines deliver
 	taken      []conntable.Record // injectSome's own
+	undeleted  []conntable.Key    // likewise
 	lately     lately
 
 	captured   atomic.Uint64

@@ -336,6 +336,41 @@ func TestSyncedOnlyWhenTheKernelLostNothing(t *testing.T) {
 	})
 }
 
+// What the injection itself finds lost is waited for as well.
+func TestCaughtUpWhenTheKernelLostNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(5)
+		k := &orderKernel{fakeKernel: newFakeKernel(), gate: newTurnstile()}
+		a, b := start(t, network, 1, newFakeKernel()), startOn(t, network.Node(2), 2, k, testKeys)
+		time.Sleep(3 * time.Second)
+		const n = 20
+		k.gate.shut()
+		k.with(func(k *fakeKernel) {
+			k.lose = n
+			k.onInject = func(*conntable.Connection) { k.lostSome.CompareAndSwap(0, 1) }
+		})
+		for i := range n {
+			a.capture(tcp(i, established, 900*time.Second))
+		}
+		time.Sleep(500 * time.Millisecond)
+		caughtUp := make(chan int, 1)
+		go func() {
+			if err := b.inKernel(t.Context()); err != nil {
+				t.Error(err)
+			}
+			caughtUp <- k.len()
+		}()
+		synctest.Wait()
+		k.gate.open() // for the injection that is lost
+		k.gate.shut() // before it is told again
+		synctest.Wait()
+		k.gate.open()
+		if got := <-caughtUp; got != n {
+			t.Errorf("caught up with %d of %d in the kernel", got, n)
+		}
+	})
+}
+
 func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := peertest.New(6)

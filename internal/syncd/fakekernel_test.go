@@ -52,6 +52,19 @@ func newFakeKernel() *fakeKernel {
 	return k
 }
 
+// troubles are how a kernel may be that is told something.
+var troubles = map[string]struct{ begin, end func(k *fakeKernel) }{
+	"lost":      {func(k *fakeKernel) { k.lose = 1000 }, func(k *fakeKernel) { k.lose = 0; k.lostSome.Add(1) }},
+	"not taken": {func(k *fakeKernel) { k.fail = errors.New("stuck") }, func(k *fakeKernel) { k.fail = nil }},
+}
+
+// with changes how k is.
+func (k *fakeKernel) with(change func(k *fakeKernel)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change(k)
+}
+
 func (k *fakeKernel) Inject(conns []conntable.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -88,6 +101,9 @@ func (k *fakeKernel) Inject(conns []conntable.Connection) error {
 func (k *fakeKernel) Delete(c conntable.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.fail != nil {
+		return k.fail
+	}
 	k.deleted++
 	if k.keep > 0 {
 		k.keep--

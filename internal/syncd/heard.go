@@ -94,7 +94,7 @@ func (e *Engine) gone(k *usersync.Record) {
 	if !e.table.Lookup(k.Key, &r) || r.Deleted || r.Version.Node != e.self || r.Dest != k.Dest || r.Remaining <= expiringAnyway {
 		return
 	}
-	e.queued(e.table.DeleteIf(&r, e.versionAt(k.Stamp), e.newsFor()))
+	e.queued(e.table.Delete(k.Key, e.versionAt(k.Stamp), e.newsFor()))
 }
 
 // activeSince is when the last packet came to an entry that packets have

@@ -197,6 +197,7 @@ func (e *Engine) inject(ctx context.Context) error {
 			return nil
 		case <-look.C:
 			e.tellLost()
+			e.tellRefused()
 		case <-e.toKernel.full:
 		}
 		refs = e.toKernel.swap(refs)
@@ -222,9 +223,10 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 		case r.Version.Node == e.self && !e.finding.read.Load(): // the kernel may know it better
 		case r.Deleted:
 			e.traceInjected(r)
-			e.lately.add(r.Key)
+			e.lately.add(r.Key, false)
 			if err := e.delete(r.Connection); err != nil {
 				e.refused.Add(1)
+				e.undeleted = append(e.undeleted, r.Key)
 				e.log.Warn("delete from the kernel", "err", err)
 			}
 		case e.held(r):
@@ -245,8 +247,8 @@ func (e *Engine) injectSome(ctx context.Context, refs []conntable.Ref, conns []c
 // tell gives conns to the kernel, again and again until it takes them: the
 // queue behind them is bounded, and we are not synced without them.
 func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
-	for i := range conns {
-		e.lately.add(keyOf(&conns[i])) // before the kernel can lose it
+	for k, moved := range toldOf(conns) {
+		e.lately.add(k, moved) // before the kernel can lose it
 	}
 	for len(conns) > 0 {
 		err := e.kernel.Inject(conns)
@@ -267,17 +269,19 @@ func (e *Engine) tell(ctx context.Context, conns []conntable.Connection) {
 // far as it takes it, and is told it again if it loses it.
 func (e *Engine) inKernel(ctx context.Context) error {
 	for {
+		mended := e.lately.mended()
 		if err := e.toKernel.flushed(ctx); err != nil {
 			return err
 		}
 		err := e.kernel.Settle(ctx)
+		e.tellLost()
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == nil && !e.tellLost():
+		case err == nil && e.lately.mended() == mended:
 			return nil
 		case err == nil:
-			continue
+			continue // it is told again
 		}
 		e.log.Warn("wait for the kernel to take what it was told", "err", err)
 		if !task.Pause(ctx, injectAgain) {
@@ -286,17 +290,11 @@ func (e *Engine) inKernel(ctx context.Context) error {
 	}
 }
 
-// renew brings conns up to date, without those that are ours or gone by now. A
-// connection that is there twice has moved (appendForKernel).
+// renew brings conns up to date, without those that are ours or gone by now.
 func (e *Engine) renew(conns []conntable.Connection) []conntable.Connection {
 	keep := conns[:0]
 	var r conntable.Record
-	for i := 0; i < len(conns); i++ {
-		k := keyOf(&conns[i])
-		moved := i+1 < len(conns) && keyOf(&conns[i+1]) == k
-		if moved {
-			i++
-		}
+	for k, moved := range toldOf(conns) {
 		if e.table.Lookup(k, &r) && !e.isOurs(r.Version) && !r.Deleted {
 			keep = appendForKernel(keep, &r, moved)
 		}

@@ -20,37 +20,58 @@ const (
 // lately is what the kernel was told last.
 type lately struct {
 	mu   sync.Mutex
-	keys [tellAgain]conntable.Key
-	n    int    // told in all
+	told [tellAgain]told
+	n    int    // in all
 	lost uint64 // datagrams that the kernel lost, as far as is mended
 }
 
-func (l *lately) add(k conntable.Key) {
+type told struct {
+	key   conntable.Key
+	moved bool
+}
+
+func (l *lately) add(k conntable.Key, moved bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.keys[l.n%tellAgain] = k
+	l.told[l.n%tellAgain] = told{k, moved}
 	l.n++
 }
 
-// tellLost tells the kernel again what it may have lost, if it lost anything,
-// and reports whether it did: the audit would find it too, but for SIP's calls,
-// and later.
-func (e *Engine) tellLost() bool {
+// mended is how many losses have been mended, or are about to be.
+func (l *lately) mended() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+// tellLost tells the kernel again what it may have lost, if it lost anything:
+// the audit would find it too, but for SIP's calls, and later.
+func (e *Engine) tellLost() {
 	last := &e.lately
 	last.mu.Lock()
 	defer last.mu.Unlock()
 	lost, before := e.kernel.Lost(), last.lost
 	last.lost = lost
 	if lost <= before { // less: another source
-		return false
+		return
 	}
 	n := uint64(0)
-	for i := range min(last.n, tellAgain) {
-		if e.tellKernel(&last.keys[i]) {
+	for _, t := range last.told[:min(last.n, tellAgain)] {
+		if t.moved {
+			e.moved.note(t.key)
+		}
+		if e.tellKernel(&t.key) {
 			n++
 		}
 	}
 	e.reinjected.Add(n)
 	e.log.Warn("the kernel lost datagrams that it was told connections by; telling it again", "datagrams", lost-before, "connections", n)
-	return true
+}
+
+// tellRefused tells the kernel again what it did not take off its table.
+func (e *Engine) tellRefused() {
+	for i := range e.undeleted {
+		e.tellKernel(&e.undeleted[i])
+	}
+	e.undeleted = e.undeleted[:0]
 }

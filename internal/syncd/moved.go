@@ -1,6 +1,7 @@
 package syncd
 
 import (
+	"iter"
 	"sync"
 	"sync/atomic"
 
@@ -55,6 +56,23 @@ func (e *Engine) noteMove(r *conntable.Record, res *conntable.Result) {
 	if res.Outcome == conntable.Updated && !res.Prev.SameTo && !res.Prev.Deleted && !r.Deleted && !r.Template &&
 		r.Protocol != protoTCP && r.Protocol != protoSCTP {
 		e.moved.note(r.Key)
+	}
+}
+
+// toldOf yields of which connections conns tell the kernel, as the mirror knows
+// them, and whether they moved: those are there twice.
+func toldOf(conns []conntable.Connection) iter.Seq2[conntable.Key, bool] {
+	return func(yield func(conntable.Key, bool) bool) {
+		for i := 0; i < len(conns); i++ {
+			k := keyOf(&conns[i])
+			moved := i+1 < len(conns) && keyOf(&conns[i+1]) == k
+			if moved {
+				i++
+			}
+			if !yield(k, moved) {
+				return
+			}
+		}
 	}
 }
 
