@@ -252,7 +252,9 @@ func (e *Engine) agree(ctx context.Context) bool {
 				patience.Reset(agreePatience)
 				continue
 			}
-			e.log.Warn("synced, although tables differ; repairs go on", "peers", differ)
+			if differ = e.session.Differ(); len(differ) > 0 {
+				e.log.Warn("synced, although tables differ; repairs go on", "peers", differ)
+			}
 			return true
 		}
 	}

@@ -110,13 +110,16 @@ func TestPullGoesOnAfterABreak(t *testing.T) {
 		network := peertest.New(12)
 		const conns = 40_000
 		nodes := synced(t, network, 1, conns)
-		network.BreakStream(500_000)
+		network.BreakStream(200_000)
 		joiner := start(t, network, 2, newFakeKernel())
 		time.Sleep(500 * time.Millisecond)
 		for i := range 100 { // between the two streams
 			nodes[0].capture(tcp(i, finWait, 120*time.Second))
 		}
 		time.Sleep(6 * time.Second)
+		if !network.Broken() {
+			t.Error("the stream did not break, so this test shows nothing")
+		}
 		p := joiner.peerOf(t, "d1")
 		if !joiner.Synced() || joiner.table.Len() != conns || p.DigestEqual == nil || !*p.DigestEqual {
 			t.Errorf("synced %v, %d of %d connections, %+v", joiner.Synced(), joiner.table.Len(), conns, p)
@@ -127,6 +130,33 @@ func TestPullGoesOnAfterABreak(t *testing.T) {
 		}
 		if p.PullDone != uint64(conns) || p.PullTotal != conns {
 			t.Errorf("shown as %d of %d", p.PullDone, p.PullTotal)
+		}
+	})
+}
+
+// But not if everything was asked for meanwhile.
+func TestPullBeginsAnewWhenAllIsAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(12)
+		const conns = 40_000
+		synced(t, network, 1, conns)
+		network.BreakStream(200_000)
+		network.SetStreamDelay(50 * time.Millisecond)
+		joiner := start(t, network, 2, newFakeKernel())
+		for joiner.table.Len() == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		joiner.session.PullAll()
+		for !network.Broken() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		before := joiner.peerOf(t, "d1").PullDone
+		if before == 0 {
+			t.Fatal("nothing came before the break, so this test shows nothing")
+		}
+		time.Sleep(10 * time.Second)
+		if p := joiner.peerOf(t, "d1"); !joiner.Synced() || p.Pulled < before+conns {
+			t.Errorf("synced %v; %d records pulled, %d of them before the break; want all %d after it", joiner.Synced(), p.Pulled, before, conns)
 		}
 	})
 }
@@ -238,6 +268,73 @@ func TestNotSyncedWithoutWhatPeersHold(t *testing.T) {
 		if !joiner.Synced() || joiner.table.Len() != 100 {
 			t.Errorf("synced %v with %d of 100 connections", joiner.Synced(), joiner.table.Len())
 		}
+	})
+}
+
+// Nor with a part of what its source holds, when that falls silent; but it does
+// not wait for ever.
+func TestNotSyncedByAPart(t *testing.T) {
+	const conns = 40_000
+	join := func(t *testing.T, network *peertest.Network, source *node) *node {
+		network.BreakStream(200_000)
+		network.SetStreamDelay(100 * time.Millisecond)
+		joiner := start(t, network, 2, newFakeKernel())
+		for joiner.table.Len() == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		network.SetCut(source.net, joiner.net, true)
+		network.SetNoStreams(true) // after the one that breaks
+		time.Sleep(20 * time.Second)
+		network.SetStreamDelay(0)
+		if n := joiner.table.Len(); joiner.Synced() || n >= conns {
+			t.Fatalf("synced %v, with %d of %d connections", joiner.Synced(), n, conns)
+		}
+		return joiner
+	}
+	t.Run("it comes back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			network := peertest.New(21)
+			source := synced(t, network, 1, conns)[0]
+			joiner := join(t, network, source)
+			network.SetCut(source.net, joiner.net, false)
+			network.SetNoStreams(false)
+			time.Sleep(10 * time.Second)
+			if n := joiner.table.Len(); !joiner.Synced() || n != conns {
+				t.Errorf("synced %v, with %d of %d connections", joiner.Synced(), n, conns)
+			}
+		})
+	})
+	t.Run("it comes back with another life", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			network := peertest.New(22)
+			source := synced(t, network, 1, conns)[0]
+			joiner := join(t, network, source)
+			source.stop()
+			network.SetNoStreams(false)
+			k := newFakeKernel()
+			k.slow = 20 * time.Millisecond // a read of the table
+			for i := range conns {
+				k.found = append(k.found, tcp(i, established, 900*time.Second))
+			}
+			again := start(t, network, 1, k)
+			network.SetCut(again.net, joiner.net, false)
+			for !joiner.Synced() {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n := joiner.table.Len(); !again.Synced() || n != conns {
+				t.Errorf("synced, as its source is: %v, with %d of %d connections", again.Synced(), n, conns)
+			}
+		})
+	})
+	t.Run("it does not", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			network := peertest.New(23)
+			joiner := join(t, network, synced(t, network, 1, conns)[0])
+			time.Sleep(20 * time.Second)
+			if !joiner.Synced() {
+				t.Error("not synced 40 s after its source died")
+			}
+		})
 	})
 }
 

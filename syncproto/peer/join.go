@@ -99,8 +99,12 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 		return // begin has arranged for another
 	}
 	p.pullErr = err
+	anew := p.anew
+	p.anew = false
 	if err != nil {
-		p.pull = st
+		if !anew {
+			p.pull = st
+		}
 		p.failures++
 		if st.marked > before {
 			p.failures = 1 // it gets on
@@ -112,8 +116,12 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 		}
 		return
 	}
-	p.failures, p.pulled, p.pull = 0, true, pullState{}
+	p.failures, p.pull = 0, pullState{}
 	p.restPull(now)
+	if anew {
+		return // the next one is due
+	}
+	p.pulled = true
 	p.gaps.forget(st.highest)
 	p.noteFilled()
 	s.coverLocked(p)
@@ -159,7 +167,7 @@ func (s *Session) checkJoined(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
-		if p.up(now) && !p.pulled && p.failures < pullPatience {
+		if (p.up(now) && !p.pulled || p.awaited(now)) && p.failures < pullPatience {
 			return false
 		}
 	}
@@ -175,7 +183,7 @@ func (s *Session) Differ() (names []string) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, p := range s.peers {
-		if p.up(now) && p.synced && !p.fetched && (p.equal == nil || !*p.equal) {
+		if (p.up(now) && p.synced || p.awaited(now)) && !p.fetched && (p.equal == nil || !*p.equal) {
 			names = append(names, p.name)
 		}
 	}
@@ -190,7 +198,7 @@ func (s *Session) Unread() (names []string) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, p := range s.peers {
-		if p.up(now) && p.synced && !p.pulled && !p.fetched && (p.equal == nil || !*p.equal) {
+		if (p.up(now) && p.synced || p.awaited(now)) && !p.pulled && !p.fetched && (p.equal == nil || !*p.equal) {
 			names = append(names, p.name)
 		}
 	}

@@ -154,21 +154,30 @@ func (s *Session) forgetSilent(now time.Time) {
 	s.chooseSizeLocked(now)
 }
 
-// Resync pulls everything again from all peers that are up, and waits for the
-// end. It returns how many peers were asked.
-func (s *Session) Resync(ctx context.Context) (int, error) {
+// PullAll begins to pull everything again from all peers that are up.
+func (s *Session) PullAll() { s.pullAll() }
+
+// pullAll returns of which lives of which peers everything is pulled again.
+func (s *Session) pullAll() map[*peerState]seal.Boot {
+	defer s.wake()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
 	asked := map[*peerState]seal.Boot{}
 	for _, p := range s.peers {
 		if p.up(now) {
 			asked[p] = p.boot
-			p.pulled, p.failures, p.pull = false, 0, pullState{}
-			p.pullWanted, p.pullAt = true, now
+			p.pulled, p.failures, p.pullAt = false, 0, now
+			p.pullAnew()
 		}
 	}
-	s.mu.Unlock()
-	s.wake()
+	return asked
+}
+
+// Resync pulls everything again from all peers that are up, and waits for the
+// end. It returns how many peers were asked.
+func (s *Session) Resync(ctx context.Context) (int, error) {
+	asked := s.pullAll()
 	for {
 		s.mu.Lock()
 		changed, busy := s.changed, false
@@ -187,6 +196,7 @@ func (s *Session) Resync(ctx context.Context) (int, error) {
 		case <-ctx.Done():
 			return len(asked), cmp.Or(failed, ctx.Err())
 		case <-changed:
+		case <-time.After(silentAfter): // a peer may have fallen silent
 		}
 	}
 }

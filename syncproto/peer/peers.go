@@ -28,6 +28,7 @@ type peerState struct {
 	clashAt     time.Time // when another node spoke under its name
 	clashAddr   netip.AddrPort
 	synced      bool
+	holds       bool // it has called itself synced, in this life or before
 	connections uint32
 	version     uint8 // the highest of the protocol that it understands
 	streams     uint8 // that it serves
@@ -51,6 +52,7 @@ type peerState struct {
 	pullRest   time.Duration
 	pullErr    error
 	pull       pullState // to go on with
+	anew       bool      // the one under way will not do
 	pullTotal  uint32    // for people
 	pullDone   uint64
 
@@ -91,10 +93,22 @@ func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 	p.since, p.way.groupAt = now, now
 	p.gaps.begin(hb.highest)
 	p.gapAt = time.Time{}
-	p.pullWanted, p.pulled, p.pullAt, p.failures, p.pull = true, false, now, 0, pullState{}
+	p.pulled, p.pullAt, p.failures = false, now, 0
+	p.pullAnew()
 	p.digests, p.equal, p.equalH, p.unequal = digests{}, nil, 0, 0
 	p.repairAt, p.repairWait, p.fetched = time.Time{}, 0, false
 	p.services = peerServices{fetching: p.services.fetching, list: p.services.list}
+}
+
+// pullAnew arranges for a pull of all, whatever is under way.
+func (p *peerState) pullAnew() {
+	p.pullWanted, p.pull, p.anew = true, pullState{}, p.pulling
+}
+
+// awaited reports whether a joiner must have what p holds, though it is silent
+// now, or has a new life that does not hold all of it yet.
+func (p *peerState) awaited(now time.Time) bool {
+	return p.holds && !(p.pulled && p.synced) && now.Sub(p.heardAt) < awaitFor
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -107,18 +121,19 @@ func (p *peerState) noteGap(lost uint64, now time.Time) {
 		p.gapAt = now
 	}
 	p.wait = missingAgain
-	p.missingAt = now.Add(missingWait)
+	// Not later than what is missing already was to be asked for.
+	p.missingAt = earlier(p.missingAt, now.Add(missingWait))
 	if p.gaps.tooMany() {
 		p.gaps.forget(p.gaps.next - 1)
-		p.gapAt = time.Time{}
-		p.pullWanted = true
+		p.noteFilled()
+		p.pullAnew()
 	}
 }
 
 // noteFilled ends the gap if nothing is missing any more.
 func (p *peerState) noteFilled() {
 	if len(p.gaps.spans) == 0 {
-		p.gapAt = time.Time{}
+		p.gapAt, p.missingAt = time.Time{}, time.Time{}
 	}
 }
 

@@ -182,12 +182,16 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	}
 	p.addr, p.port, p.heardAt = from, hb.port, now
 	p.synced, p.connections, p.lowest = hb.flags&flagSynced != 0, hb.connections, hb.lowest
+	p.holds = p.holds || p.synced
 	p.version, p.streams, p.rate = hb.version, hb.streams, hb.rate
 	s.chooseVersionLocked(now)
 	s.notePathLocked(p, hb, now)
 	p.noteGap(p.gaps.told(hb.highest), now)
 	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
 		p.pullWanted = true
+		if p.gaps.spans[0].from > p.pull.highest { // what was pulled before that may lack it
+			p.pull = pullState{}
+		}
 	}
 	s.toldLocked(p, hb)
 	if hb.horizon != 0 {

@@ -24,7 +24,8 @@ const (
 	missingMax     = time.Second
 	silentAfter    = 1500 * time.Millisecond
 	forgetAfter    = 10 * time.Minute
-	oldBootFor     = 3 * time.Second // an older life is not believed while a newer one spoke so lately
+	awaitFor       = 30 * time.Second // a joiner waits for a silent peer that holds the cluster's state
+	oldBootFor     = 3 * time.Second  // an older life is not believed while a newer one spoke so lately
 	pullAgain      = 200 * time.Millisecond
 	pullAgainMax   = 5 * time.Second
 	pullRest       = time.Second // after one pull that followed another, and twice that after the next

@@ -146,7 +146,8 @@ func (cfg *UDPConfig) source() (netip.Addr, error) {
 		found = p.Addr().WithZone(cfg.Interface.Name)
 	}
 	if !found.IsValid() {
-		return found, config.Bad("sync.interface = %q: has no %s address; give it one", cfg.Interface.Name, map[bool]string{false: "IPv4", true: "IPv6"}[cfg.IsIPv6()])
+		// It may get one still, as at boot: so whoever starts this tries again.
+		return found, fmt.Errorf("sync.interface = %q: has no %s address; give it one", cfg.Interface.Name, map[bool]string{false: "IPv4", true: "IPv6"}[cfg.IsIPv6()])
 	}
 	return found, nil
 }

@@ -67,8 +67,12 @@ func (n *Network) SetStreamDelay(d time.Duration) { n.mu.Lock(); n.streamDelay =
 // datagrams through.
 func (n *Network) SetNoStreams(refuse bool) { n.mu.Lock(); n.noStreams = refuse; n.mu.Unlock() }
 
-// BreakStream breaks the next stream after so many bytes to who dialled.
+// BreakStream breaks the next stream that has carried so many bytes to who
+// dialled.
 func (n *Network) BreakStream(after int) { n.mu.Lock(); n.streamBreak = after; n.mu.Unlock() }
+
+// Broken reports whether the stream that BreakStream was told of has broken.
+func (n *Network) Broken() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.streamBreak == 0 }
 
 // SetPruned makes the group's datagrams reach a node no more, as a switch does
 // that snoops IGMP without a querier, or again.
@@ -210,17 +214,9 @@ func (nd *Node) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 		return nil, ctx.Err()
 	case <-peer.closed:
 		return nil, fmt.Errorf("%v: %w", to, errRefused)
-	case peer.accept <- &stream{Conn: theirs, net: nd.net, from: nd.addr, left: nd.net.takeBreak()}:
+	case peer.accept <- &stream{Conn: theirs, net: nd.net, from: nd.addr}:
 		return ours, nil
 	}
-}
-
-func (n *Network) takeBreak() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	after := n.streamBreak
-	n.streamBreak = 0
-	return after
 }
 
 // A stream is the accepted end of one.
@@ -228,7 +224,7 @@ type stream struct {
 	net.Conn
 	net  *Network
 	from netip.Addr
-	left int // bytes until it breaks, 0: it does not
+	sent int // bytes
 }
 
 // RemoteAddr is of the node that dialled.
@@ -239,15 +235,18 @@ func (s *stream) RemoteAddr() net.Addr {
 func (s *stream) Write(b []byte) (int, error) {
 	s.net.mu.Lock()
 	delay := s.net.streamDelay
+	s.sent += len(b)
+	breaks := s.net.streamBreak > 0 && s.sent >= s.net.streamBreak
+	if breaks {
+		s.net.streamBreak = 0
+	}
 	s.net.mu.Unlock()
 	if delay > 0 {
 		time.Sleep(delay)
 	}
-	if s.left > 0 {
-		if s.left -= len(b); s.left <= 0 {
-			s.Close()
-			return 0, net.ErrClosed
-		}
+	if breaks {
+		s.Close()
+		return 0, net.ErrClosed
 	}
 	return s.Conn.Write(b)
 }
