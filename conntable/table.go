@@ -162,6 +162,21 @@ func (t *Table) now() time.Duration { return time.Since(t.start) }
 // of those of its shard, if the new one would live longer.
 func (t *Table) Apply(r *Record, q Queue) Result { return t.hear(r, q, 0) }
 
+// ApplyIf is Apply for what was made from an entry that had version seen, unless
+// there has been news of it since: then the Outcome is Stale.
+func (t *Table) ApplyIf(seen Version, r *Record, q Queue) Result {
+	hash := keyHash(&r.Key)
+	s, at := t.shard(hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := t.moment()
+	p := s.probe(&r.Key)
+	if id := s.find(&p); id == 0 || s.prev(id, r, now.since).Version != seen {
+		return Result{Outcome: Stale}
+	}
+	return s.apply(t, at, hash, &p, r, q, 0, &now)
+}
+
 // Hear is Apply for news of ours of which the peers need not be told when it
 // tells nothing but that a connection lives on, which they were told will live
 // for at least half its timeout from now anyway (by the version and the timeout

@@ -270,6 +270,33 @@ func TestDatagramFlowMovesWhenTheKernelTakesIt(t *testing.T) {
 	}
 }
 
+// What is told again in time is not what was newer a moment ago.
+func TestToldInTimeIsNotStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := New(Config{Node: "d1", Keys: testKeys, Transport: peertest.New(1).Node(1), Log: slog.New(slog.DiscardHandler)})
+		c := tcp(1, established, 900*time.Second)
+		e.Captured(&c)
+		time.Sleep(500 * time.Second)
+		e.table.Extend(c.Key, 900*time.Second)
+		var seen, now conntable.Record
+		e.table.Lookup(c.Key, &seen)
+		closing := c
+		closing.State, closing.Timeout = finWait, 120*time.Second
+		told := seen
+		e.tellOnce(&told)
+		if e.table.Lookup(c.Key, &now); now.Version == seen.Version || e.retold.Load() != 1 {
+			t.Fatalf("%+v was not told again, so this test shows nothing", now)
+		}
+		e.table.Lookup(c.Key, &seen)
+		e.Captured(&closing)
+		seen.Version.Clock -= uint64(500 * time.Second / time.Microsecond)
+		e.tellOnce(&seen)
+		if e.table.Lookup(c.Key, &now); now.State != finWait {
+			t.Errorf("the mirror has state %d; want what was captured last, %d", now.State, finWait)
+		}
+	})
+}
+
 // So are deletions told again.
 func TestDeletionsAreToldAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -560,6 +587,30 @@ func TestHeldUntilTheRealServerAppears(t *testing.T) {
 		}
 		if got := b.kernel.injections() - before; got != 1 || b.Status().Kernel.Reinjected != 1 {
 			t.Errorf("told again %d times, counted %d; want 1", got, b.Status().Kernel.Reinjected)
+		}
+	})
+}
+
+// So is what a peer found in its kernel, and never told.
+func TestHeldOfAPeersFoundUntilTheRealServerAppears(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(34)
+		c := tcp(3, established, 900*time.Second)
+		c.Dest = realB
+		ka, kb := newFakeKernel(), newFakeKernel()
+		ka.found = []conntable.Connection{c}
+		target := Target{Virtual: vip, Protocol: 6, Dest: realB}
+		kb.forget(target)
+		start(t, network, 1, ka)
+		start(t, network, 2, kb)
+		time.Sleep(4 * time.Second)
+		if _, ok := kb.entry(c.Key); ok {
+			t.Fatal("a connection to an unknown real server was injected")
+		}
+		kb.learn(target)
+		time.Sleep(servicesEvery + 100*time.Millisecond)
+		if _, ok := kb.entry(c.Key); !ok {
+			t.Error("not injected when the real server appeared")
 		}
 	})
 }

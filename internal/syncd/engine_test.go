@@ -347,12 +347,19 @@ func TestCaughtUpWhenTheKernelLostNothing(t *testing.T) {
 		k.gate.shut()
 		k.with(func(k *fakeKernel) {
 			k.lose = n
-			k.onInject = func(*conntable.Connection) { k.lostSome.CompareAndSwap(0, 1) }
+			k.onInject = func(*conntable.Connection) {
+				if k.lose > 0 {
+					k.lostSome.Add(1)
+				}
+			}
 		})
 		for i := range n {
 			a.capture(tcp(i, established, 900*time.Second))
 		}
 		time.Sleep(500 * time.Millisecond)
+		if got := b.Status().Kernel.Waiting; got != n {
+			t.Errorf("%d are said to wait for the kernel, want all %d", got, n)
+		}
 		caughtUp := make(chan int, 1)
 		go func() {
 			if err := b.inKernel(t.Context()); err != nil {
@@ -381,6 +388,10 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		a.capture(moved)
 		same := tcp(6, established, 900*time.Second)
 		b.capture(same)
+		reused := tcp(8, established, 900*time.Second)
+		reused.Dest = realA
+		a.capture(reused)
+		reused.Dest = realB // while a's syncd is away
 		time.Sleep(time.Second)
 		a.stop()
 		// While a's syncd is away, its kernel goes on with kept, and b takes
@@ -392,10 +403,17 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		now.State, now.Timeout = finWait, 120*time.Second
 		k.found = []conntable.Connection{now, moved, alone, same}
 		k.found[1].State, k.found[1].Timeout = established, 800*time.Second
+		k.found = append(k.found, reused)
 		a2 := start(t, network, 1, k)
 		time.Sleep(5 * time.Second)
 		if !a2.Synced() {
 			t.Fatal("not synced")
+		}
+		if _, told := k.get(reused.Key); told {
+			t.Error("the kernel was told of a connection whose ports another one has now")
+		}
+		if got, _ := b.kernel.entry(reused.Key); got.Dest != realB {
+			t.Errorf("b's kernel has %+v for ports that another connection has now, to %v", got, realB)
 		}
 		if _, told := k.get(kept.Key); told {
 			t.Error("the kernel was told an older state of a connection that it knows better")

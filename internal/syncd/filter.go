@@ -153,7 +153,11 @@ func (m *serviceMatch) String() string {
 
 // SetFilter says which services are mirrored from now on. What is in the
 // mirror of others stays until its deadline, and the kernel hears no more of it.
-func (e *Engine) SetFilter(f *ServiceFilter) { e.filter.Store(f) }
+// What peers told of those that are mirrored now is pulled from them.
+func (e *Engine) SetFilter(f *ServiceFilter) {
+	e.filter.Store(f)
+	e.session.PullAll()
+}
 
 // takes reports whether c is mirrored.
 func (e *Engine) takes(c *conntable.Connection) bool { return e.filter.Load().Takes(c) }

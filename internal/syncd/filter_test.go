@@ -117,8 +117,32 @@ func TestFilterThatIsNarrowedDeletesNothing(t *testing.T) {
 		if n := a.kernel.injections() - before; n != 0 {
 			t.Errorf("the kernel was told %d times of a service that is not mirrored", n)
 		}
-		if st := a.Status(); st.Filtered != 0 || st.Audit.Gone != 0 {
-			t.Errorf("%d filtered, %d gone; nobody told anything", st.Filtered, st.Audit.Gone)
+		if st := a.Status(); st.Filtered != 2 || st.Audit.Gone != 0 {
+			t.Errorf("%d filtered, %d gone; want the two that were pulled again, and none", st.Filtered, st.Audit.Gone)
+		}
+	})
+}
+
+// What peers told of a service that is mirrored from now on is fetched.
+func TestFilterThatIsWidenedFetches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair(t, 4)
+		none, err := ParseServiceFilter(nil, []string{vip.String()})
+		must(t, err)
+		all, err := ParseServiceFilter(nil, nil)
+		must(t, err)
+		b.SetFilter(none)
+		time.Sleep(time.Second)
+		c := tcp(1, established, 900*time.Second)
+		a.capture(c)
+		time.Sleep(time.Second)
+		if _, there := b.kernel.entry(c.Key); there {
+			t.Fatal("the kernel was told of a service that is not mirrored")
+		}
+		b.SetFilter(all)
+		time.Sleep(3 * time.Second)
+		if _, there := b.kernel.entry(c.Key); !there {
+			t.Error("the kernel was not told of what its peer has of a service that is mirrored now")
 		}
 	})
 }

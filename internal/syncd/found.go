@@ -96,9 +96,15 @@ func (e *Engine) foundOne(k *Entry) {
 	// Of two keys with one hash the second may be missed, once in 2^64.
 	f.late[maphash.Comparable(f.seed, k.Key)] = struct{}{}
 	var told conntable.Record
-	if e.table.Lookup(k.Key, &told) && e.ofEarlierLife(&told) && !told.Deleted && told.Dest == k.Dest {
-		e.knowBetter(k, &told)
-		return
+	if e.table.Lookup(k.Key, &told) && e.ofEarlierLife(&told) {
+		if told.Dest != k.Dest && !k.Synced {
+			e.replaceEarlier(k)
+			return
+		}
+		if told.Dest == k.Dest && !told.Deleted {
+			e.knowBetter(k, &told)
+			return
+		}
 	}
 	q := conntable.Queue(0) // the peers fetch it when they join us
 	if f.passed {
@@ -116,6 +122,17 @@ func (e *Engine) knowBetter(k *Entry, told *conntable.Record) {
 	told.Version, told.State, told.Remaining = e.clock.Next(), k.State, k.Remaining
 	told.Timeout = max(k.Timeout, k.Remaining)
 	e.news(told)
+}
+
+// replaceEarlier makes news of k, which the kernel made meanwhile in the place
+// of what an earlier life of ours told the peers.
+func (e *Engine) replaceEarlier(k *Entry) {
+	if !e.wants(&k.Connection) {
+		return
+	}
+	r := recordOfEntry(k)
+	r.Version = e.clock.Next()
+	e.news(&r)
 }
 
 // ofEarlierLife reports whether r was told by this node before it started, and

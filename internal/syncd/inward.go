@@ -162,14 +162,18 @@ func (e *Engine) madeNow(r *conntable.Record) bool {
 
 // keepFound deals with what an earlier life of ours told the peers, about an
 // entry that was found in the kernel at start: the kernel went on meanwhile
-// and knows it better. It reports false if there is no such entry, as after a
-// power cut.
+// and knows it better, also if that is another connection of the same ports, but
+// of what came from peers. It reports false if there is no such entry, as after
+// a power cut.
 func (e *Engine) keepFound(r *conntable.Record) bool {
 	var found conntable.Record
-	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock || found.Dest != r.Dest {
+	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock {
 		return false
 	}
-	if found.State == r.State {
+	if found.Dest != r.Dest && found.Flags&conntable.FlagSync != 0 {
+		return false
+	}
+	if found.Dest == r.Dest && found.State == r.State {
 		e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
 		return true
 	}
@@ -358,7 +362,8 @@ func (e *Engine) watchServices() {
 func (e *Engine) reinject(to servers) {
 	n := uint64(0)
 	e.table.Each(func(r *conntable.Record) bool {
-		if r.Deleted || e.isOurs(r.Version) || r.Version.Clock < conntable.LiveClock || !to.has(r) {
+		found := r.Version.Node == e.self && r.Version.Clock < conntable.LiveClock
+		if r.Deleted || e.isOurs(r.Version) || found || !to.has(r) {
 			return true
 		}
 		if e.tellKernel(&r.Key) {

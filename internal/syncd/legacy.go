@@ -334,11 +334,13 @@ func (w *legacyWalk) step(conns []conntable.Connection) []conntable.Connection {
 }
 
 // worthRepeating reports whether r is this director's to tell again. What was
-// found in the kernel at start is, if it was made by a packet here. A template
-// is told with its whole timeout, so not in the second half of its life.
+// found in the kernel at start is, if it was made by a packet here. But nothing
+// is in the second half of its life: the legacy director may serve it by now, and
+// its kernel takes for its life what it is told, and a template's is the whole
+// timeout.
 func (b *Bridge) worthRepeating(r *conntable.Record) bool {
 	if r.Deleted || r.Version.Node != b.e.self || r.Version.Clock < conntable.LiveClock && r.Flags&conntable.FlagSync != 0 {
 		return false
 	}
-	return !r.Template || r.Remaining > r.Timeout/2
+	return r.Remaining > r.Timeout/2
 }

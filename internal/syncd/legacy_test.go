@@ -286,13 +286,17 @@ func TestLegacyDirectorsAreTold(t *testing.T) {
 			t.Errorf("told %+v of a connection that is gone", told)
 		}
 		// All of ours, again and again, with what remains: never longer than
-		// the truth, and each time before it ends there.
+		// the truth; until half of their life is over.
 		for i := range 5 {
 			time.Sleep(time.Minute)
 			told := link.of(c)
 			if len(told) != i+2 || told[len(told)-1].Timeout > (900-time.Duration(i)*60)*time.Second {
 				t.Fatalf("after %d minutes: told %+v", i+1, told)
 			}
+		}
+		time.Sleep(8 * time.Minute)
+		if told := link.of(c); len(told) > 9 || told[len(told)-1].Timeout < 449*time.Second {
+			t.Errorf("after 13 minutes of silence: told %d times, with %v at last", len(told), told[len(told)-1].Timeout)
 		}
 		if len(link.of(theirs)) != 0 {
 			t.Error("told of a connection that the peer has to tell")

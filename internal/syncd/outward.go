@@ -102,6 +102,16 @@ func (e *Engine) merged(r *conntable.Record, res *conntable.Result) {
 	}
 }
 
+// newsOf is news about an entry that was looked at, unless there has been other
+// news of it since: that is newer.
+func (e *Engine) newsOf(seen conntable.Version, r *conntable.Record) {
+	res := e.table.ApplyIf(seen, r, e.newsFor())
+	if res.Outcome != conntable.Stale {
+		e.merged(r, &res)
+		e.queued(res)
+	}
+}
+
 // news merges a record of ours and queues it for the peers.
 func (e *Engine) news(r *conntable.Record) {
 	res := e.table.Apply(r, e.newsFor())
@@ -209,18 +219,25 @@ func (e *Engine) ours(recs []conntable.Record) []conntable.Record {
 	return recs[:n]
 }
 
+// recordOfEntry returns what k tells, without a version.
+func recordOfEntry(k *Entry) conntable.Record {
+	r := conntable.Record{Connection: k.Connection, Remaining: k.Remaining}
+	r.Timeout = max(r.Timeout, k.Remaining)
+	keyCall(&r.Connection)
+	if k.Synced {
+		r.Flags |= conntable.FlagSync
+	}
+	return r
+}
+
 // take takes in an entry of the kernel's table that the mirror does not know,
 // with a version older than any news, and puts it on the queues q.
 func (e *Engine) take(k *Entry, q conntable.Queue) {
 	if !e.wants(&k.Connection) {
 		return
 	}
-	r := conntable.Record{Connection: k.Connection, Version: conntable.FoundVersion(e.self, k.Remaining), Remaining: k.Remaining}
-	r.Timeout = max(r.Timeout, k.Remaining)
-	keyCall(&r.Connection)
-	if k.Synced {
-		r.Flags |= conntable.FlagSync
-	}
+	r := recordOfEntry(k)
+	r.Version = conntable.FoundVersion(e.self, k.Remaining)
 	res := e.table.Apply(&r, q)
 	if res.Outcome == conntable.Added {
 		e.found.Add(1)

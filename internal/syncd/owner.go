@@ -57,8 +57,9 @@ func (e *Engine) contested(r, old *conntable.Record) bool {
 func (e *Engine) insist(r, old *conntable.Record) {
 	e.contests.Add(1)
 	e.clock.Observe(r.Version.Clock)
+	seen := old.Version
 	old.Version = e.clock.Next()
-	e.news(old)
+	e.newsOf(seen, old)
 }
 
 // followOwner asks saru again and again what this director serves, until ctx

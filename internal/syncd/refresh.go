@@ -102,7 +102,8 @@ func (e *Engine) tellOnce(r *conntable.Record) {
 	if !r.Template {
 		r.Timeout = (r.Remaining + time.Second - 1).Truncate(time.Second)
 	}
+	seen := r.Version
 	r.Version = e.clock.Next()
 	e.retold.Add(1)
-	e.news(r)
+	e.newsOf(seen, r)
 }

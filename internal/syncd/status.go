@@ -120,6 +120,7 @@ type SentCounts struct {
 // Status returns the present status. It does not look at all connections.
 func (e *Engine) Status() Status {
 	k := e.kernel.Stats()
+	waiting, _ := e.toKernel.progress()
 	st := Status{
 		Node: e.node, Synced: e.Synced(), Source: k.Source, Degraded: k.Degraded, NotCovered: slices.Concat(k.NotCovered, noSourceCovers),
 		Filter: e.filter.Load().String(), Filtered: e.filtered.Load(),
@@ -130,7 +131,7 @@ func (e *Engine) Status() Status {
 		Peers: e.session.Peers(), Warnings: slices.Concat(e.finding.warnings(), k.Warnings, e.session.Warnings()),
 		Kernel: KernelCounts{
 			Captured: e.captured.Load(), Found: e.found.Load(), Injected: e.injected.Load(),
-			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load() + e.table.Shed(), Waiting: e.toKernel.size(),
+			Drops: k.Drops + e.refused.Load(), Reinjected: e.reinjected.Load(), Shed: e.shed.Load() + e.table.Shed(), Waiting: waiting,
 		},
 		Records: map[string]uint64{}, Drops: map[string]uint64{},
 	}
