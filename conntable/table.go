@@ -162,16 +162,21 @@ func (t *Table) now() time.Duration { return time.Since(t.start) }
 // of those of its shard, if the new one would live longer.
 func (t *Table) Apply(r *Record, q Queue) Result { return t.hear(r, q, 0) }
 
-// ApplyIf is Apply for what was made from an entry that had version seen, unless
-// there has been news of it since: then the Outcome is Stale.
-func (t *Table) ApplyIf(seen Version, r *Record, q Queue) Result {
+// Retell is Apply for what tells anew what an entry held that was looked at, and
+// had version seen. If there has been news of it since, the Outcome is Stale.
+func (t *Table) Retell(seen Version, r *Record, q Queue) Result {
 	hash := keyHash(&r.Key)
 	s, at := t.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := t.moment()
 	p := s.probe(&r.Key)
-	if id := s.find(&p); id == 0 || s.prev(id, r, now.since).Version != seen {
+	id := s.find(&p)
+	if id == 0 {
+		return Result{Outcome: Stale}
+	}
+	// Several news may share a version.
+	if has := s.prev(id, r, now.since); has.Version != seen || has.State != r.State || !has.SameTo || has.Deleted != r.Deleted {
 		return Result{Outcome: Stale}
 	}
 	return s.apply(t, at, hash, &p, r, q, 0, &now)

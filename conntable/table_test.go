@@ -197,27 +197,29 @@ func TestDeleteIf(t *testing.T) {
 	}
 }
 
-// What was made from an entry does not come over what came since.
-func TestApplyIf(t *testing.T) {
+// What an entry held does not come over what came since, even under the same
+// version.
+func TestRetell(t *testing.T) {
 	for what, x := range map[string]struct {
 		since func(tab *Table)
 		want  Outcome
 	}{
-		"nothing":       {func(*Table) {}, Updated},
-		"a longer life": {func(tab *Table) { tab.Extend(testKey(1), 200*time.Second) }, Updated},
-		"news":          {func(tab *Table) { tab.Apply(record(1, Version{2, 2}, 4, 100*time.Second), 0) }, Stale},
-		"a deletion":    {func(tab *Table) { tab.Delete(testKey(1), Version{2, 2}, 0) }, Stale},
+		"nothing":          {func(*Table) {}, Updated},
+		"a longer life":    {func(tab *Table) { tab.Extend(testKey(1), 200*time.Second) }, Updated},
+		"news":             {func(tab *Table) { tab.Apply(record(1, Version{LiveClock + 2, 2}, 1, 100*time.Second), 0) }, Stale},
+		"news not yet due": {func(tab *Table) { tab.Apply(record(1, Version{LiveClock + 1, 1}, 4, 100*time.Second), ToPeers) }, Stale},
+		"a deletion":       {func(tab *Table) { tab.Delete(testKey(1), Version{LiveClock + 2, 2}, 0) }, Stale},
 	} {
 		tab := New(10)
-		tab.Apply(record(1, Version{1, 1}, 1, 100*time.Second), 0)
+		tab.Apply(record(1, Version{LiveClock + 1, 1}, 1, 100*time.Second), ToPeers)
 		x.since(tab)
-		got := tab.ApplyIf(Version{1, 1}, record(1, Version{3, 1}, 7, 100*time.Second), ToPeers)
+		got := tab.Retell(Version{LiveClock + 1, 1}, record(1, Version{LiveClock + 3, 1}, 1, 100*time.Second), 0)
 		var r Record
-		if found := tab.Lookup(testKey(1), &r); !found || got.Outcome != x.want || (r.State == 7) != (x.want == Updated) {
+		if found := tab.Lookup(testKey(1), &r); !found || got.Outcome != x.want || (r.Version == Version{LiveClock + 3, 1}) != (x.want == Updated) {
 			t.Errorf("after %s: %v, %+v; want %v", what, got.Outcome, r, x.want)
 		}
 	}
-	if got := New(10).ApplyIf(Version{1, 1}, record(1, Version{3, 1}, 1, time.Second), 0); got.Outcome != Stale {
+	if got := New(10).Retell(Version{LiveClock + 1, 1}, record(1, Version{LiveClock + 3, 1}, 1, time.Second), 0); got.Outcome != Stale {
 		t.Errorf("of what is not there: %v", got.Outcome)
 	}
 }

@@ -167,7 +167,7 @@ func (e *Engine) madeNow(r *conntable.Record) bool {
 // a power cut.
 func (e *Engine) keepFound(r *conntable.Record) bool {
 	var found conntable.Record
-	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock {
+	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock || found.Version.Node != e.self {
 		return false
 	}
 	if found.Dest != r.Dest && found.Flags&conntable.FlagSync != 0 {
@@ -177,8 +177,9 @@ func (e *Engine) keepFound(r *conntable.Record) bool {
 		e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
 		return true
 	}
+	seen := found.Version
 	found.Version = e.clock.Next()
-	e.news(&found)
+	e.retell(seen, &found)
 	return true
 }
 

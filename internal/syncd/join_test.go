@@ -161,6 +161,31 @@ func TestPullBeginsAnewWhenAllIsAskedFor(t *testing.T) {
 	})
 }
 
+// A source that is restarted, and takes the joiner's stream before it says that
+// it has another life, is pulled from in that.
+func TestPullOfARestartedSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(24)
+		const conns = 3000
+		source := synced(t, network, 1, conns)[0]
+		joiner := start(t, network, 2, newFakeKernel())
+		time.Sleep(50 * time.Millisecond) // before it chooses whom to pull from
+		source.stop()
+		network.SetStreamDelay(100 * time.Millisecond)
+		k := newFakeKernel()
+		k.slow = 100 * time.Millisecond // a read of the table: nothing is accepted for 2 s
+		for i := range conns {
+			k.found = append(k.found, tcp(i, established, 900*time.Second))
+		}
+		again := start(t, network, 1, k)
+		time.Sleep(30 * time.Second)
+		if !again.Synced() || !joiner.Synced() || joiner.table.Len() != conns {
+			t.Errorf("source synced %v, joiner %v with %d of %d connections; %+v",
+				again.Synced(), joiner.Synced(), joiner.table.Len(), conns, joiner.peerOf(t, "d1"))
+		}
+	})
+}
+
 // While a slow pull goes on, news travels as ever, from the source to the
 // joiner and to others, and the joiner says how far it is.
 func TestLiveNewsDuringAPull(t *testing.T) {

@@ -102,14 +102,16 @@ func (e *Engine) merged(r *conntable.Record, res *conntable.Result) {
 	}
 }
 
-// newsOf is news about an entry that was looked at, unless there has been other
-// news of it since: that is newer.
-func (e *Engine) newsOf(seen conntable.Version, r *conntable.Record) {
-	res := e.table.ApplyIf(seen, r, e.newsFor())
-	if res.Outcome != conntable.Stale {
-		e.merged(r, &res)
-		e.queued(res)
+// retell tells anew what an entry held that was looked at, unless there has been
+// news of it since: then it reports false.
+func (e *Engine) retell(seen conntable.Version, r *conntable.Record) bool {
+	res := e.table.Retell(seen, r, e.newsFor())
+	if res.Outcome == conntable.Stale {
+		return false
 	}
+	e.merged(r, &res)
+	e.queued(res)
+	return true
 }
 
 // news merges a record of ours and queues it for the peers.

@@ -59,7 +59,9 @@ func (e *Engine) insist(r, old *conntable.Record) {
 	e.clock.Observe(r.Version.Clock)
 	seen := old.Version
 	old.Version = e.clock.Next()
-	e.newsOf(seen, old)
+	if !e.retell(seen, old) {
+		e.deliverOne(r) // more has come of it meanwhile
+	}
 }
 
 // followOwner asks saru again and again what this director serves, until ctx

@@ -104,6 +104,7 @@ func (e *Engine) tellOnce(r *conntable.Record) {
 	}
 	seen := r.Version
 	r.Version = e.clock.Next()
-	e.retold.Add(1)
-	e.newsOf(seen, r)
+	if e.retell(seen, r) {
+		e.retold.Add(1)
+	}
 }

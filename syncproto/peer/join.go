@@ -95,14 +95,14 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 	p.bulk += st.records - before
 	p.received += st.records - before
 	s.pullEndedLocked()
+	anew, lacking := p.anew, p.lacking
+	p.anew, p.lacking = false, false
 	if p.boot != t.boot {
 		return // begin has arranged for another
 	}
 	p.pullErr = err
-	anew := p.anew
-	p.anew = false
 	if err != nil {
-		if !anew {
+		if !anew && !lacking {
 			p.pull = st
 		}
 		p.failures++
@@ -122,6 +122,7 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 		return // the next one is due
 	}
 	p.pulled = true
+	p.had = p.had || p.synced
 	p.gaps.forget(st.highest)
 	p.noteFilled()
 	s.coverLocked(p)
@@ -149,7 +150,7 @@ func (s *Session) coverLocked(source *peerState) {
 	}
 	for _, p := range s.peers {
 		if p != source && p.synced && !p.pulled && !p.pulling {
-			p.pulled, p.pullWanted = true, false
+			p.pulled, p.had, p.pullWanted = true, true, false
 			s.caughtUpLocked(p)
 			s.receiptLocked(p)
 		}
@@ -167,7 +168,7 @@ func (s *Session) checkJoined(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
-		if (p.up(now) && !p.pulled || p.awaited(now)) && p.failures < pullPatience {
+		if (p.up(now) && !p.pulled || s.awaits(p, now)) && p.failures < pullPatience {
 			return false
 		}
 	}
@@ -183,7 +184,7 @@ func (s *Session) Differ() (names []string) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, p := range s.peers {
-		if (p.up(now) && p.synced || p.awaited(now)) && !p.fetched && (p.equal == nil || !*p.equal) {
+		if (p.up(now) && p.synced || s.awaits(p, now)) && !p.fetched && (p.equal == nil || !*p.equal) {
 			names = append(names, p.name)
 		}
 	}
@@ -198,7 +199,7 @@ func (s *Session) Unread() (names []string) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, p := range s.peers {
-		if (p.up(now) && p.synced || p.awaited(now)) && !p.pulled && !p.fetched && (p.equal == nil || !*p.equal) {
+		if (p.up(now) && p.synced || s.awaits(p, now)) && !p.pulled && !p.fetched && (p.equal == nil || !*p.equal) {
 			names = append(names, p.name)
 		}
 	}

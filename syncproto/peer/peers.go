@@ -53,6 +53,8 @@ type peerState struct {
 	pullErr    error
 	pull       pullState // to go on with
 	anew       bool      // the one under way will not do
+	lacking    bool      // it will, unless it breaks: it may lack what came since its mark
+	had        bool      // all that it held was pulled once, from it or from who held the same
 	pullTotal  uint32    // for people
 	pullDone   uint64
 
@@ -105,10 +107,10 @@ func (p *peerState) pullAnew() {
 	p.pullWanted, p.pull, p.anew = true, pullState{}, p.pulling
 }
 
-// awaited reports whether a joiner must have what p holds, though it is silent
+// awaits reports whether a joiner must have what p holds, though it is silent
 // now, or has a new life that does not hold all of it yet.
-func (p *peerState) awaited(now time.Time) bool {
-	return p.holds && !(p.pulled && p.synced) && now.Sub(p.heardAt) < awaitFor
+func (s *Session) awaits(p *peerState, now time.Time) bool {
+	return p.holds && !p.had && !(p.pulled && p.synced) && now.Sub(p.heardAt) < awaitFor && now.Sub(s.started) < awaitMost
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -126,7 +128,7 @@ func (p *peerState) noteGap(lost uint64, now time.Time) {
 	if p.gaps.tooMany() {
 		p.gaps.forget(p.gaps.next - 1)
 		p.noteFilled()
-		p.pullAnew()
+		p.pullWanted, p.pull, p.lacking = true, pullState{}, p.pulling
 	}
 }
 

@@ -74,7 +74,9 @@ func (s *Session) compareLocked(p *peerState) {
 	s.comparedLocked()
 	if equal {
 		p.unequal, p.repairWait = 0, 0
-		p.repairAt = earlier(p.repairAt, time.Now().Add(repairAgain))
+		if !p.repairAt.IsZero() {
+			p.repairAt = earlier(p.repairAt, time.Now().Add(repairAgain))
+		}
 		return
 	}
 	if again {
@@ -120,7 +122,7 @@ func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d
 	defer s.wake()
 	p := t.peer
 	s.pulls--
-	p.pulling, p.anew = false, false
+	p.pulling, p.anew, p.lacking = false, false, false
 	p.received += st.records
 	s.pullEndedLocked()
 	if p.boot != t.boot {

@@ -25,6 +25,7 @@ const (
 	silentAfter    = 1500 * time.Millisecond
 	forgetAfter    = 10 * time.Minute
 	awaitFor       = 30 * time.Second // a joiner waits for a silent peer that holds the cluster's state
+	awaitMost      = 5 * time.Minute  // and so long in all for one that is started anew
 	oldBootFor     = 3 * time.Second  // an older life is not believed while a newer one spoke so lately
 	pullAgain      = 200 * time.Millisecond
 	pullAgainMax   = 5 * time.Second
