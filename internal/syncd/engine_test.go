@@ -392,6 +392,9 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		reused.Dest = realA
 		a.capture(reused)
 		reused.Dest = realB // while a's syncd is away
+		again := tcp(9, established, 900*time.Second)
+		a.capture(again) // as is this one, after it was deleted
+		a.queued(a.table.Delete(again.Key, a.clock.Next(), a.newsFor()))
 		time.Sleep(time.Second)
 		a.stop()
 		// While a's syncd is away, its kernel goes on with kept, and b takes
@@ -403,7 +406,7 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		now.State, now.Timeout = finWait, 120*time.Second
 		k.found = []conntable.Connection{now, moved, alone, same}
 		k.found[1].State, k.found[1].Timeout = established, 800*time.Second
-		k.found = append(k.found, reused)
+		k.found = append(k.found, reused, again)
 		a2 := start(t, network, 1, k)
 		time.Sleep(5 * time.Second)
 		if !a2.Synced() {
@@ -411,6 +414,9 @@ func TestRestartKeepsWhatTheKernelHas(t *testing.T) {
 		}
 		if _, told := k.get(reused.Key); told {
 			t.Error("the kernel was told of a connection whose ports another one has now")
+		}
+		if _, there := b.kernel.entry(again.Key); !there {
+			t.Error("b's kernel lacks a connection that was made again after it was told deleted")
 		}
 		if got, _ := b.kernel.entry(reused.Key); got.Dest != realB {
 			t.Errorf("b's kernel has %+v for ports that another connection has now, to %v", got, realB)

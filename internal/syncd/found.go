@@ -97,12 +97,13 @@ func (e *Engine) foundOne(k *Entry) {
 	f.late[maphash.Comparable(f.seed, k.Key)] = struct{}{}
 	var told conntable.Record
 	if e.table.Lookup(k.Key, &told) && e.ofEarlierLife(&told) {
-		if told.Dest != k.Dest && !k.Synced {
-			e.replaceEarlier(k)
-			return
-		}
-		if told.Dest == k.Dest && !told.Deleted {
+		other := told.Dest != k.Dest || told.Deleted
+		switch {
+		case !other:
 			e.knowBetter(k, &told)
+			return
+		case !k.Synced:
+			e.replaceEarlier(k)
 			return
 		}
 	}

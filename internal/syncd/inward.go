@@ -170,10 +170,11 @@ func (e *Engine) keepFound(r *conntable.Record) bool {
 	if !e.table.Lookup(r.Key, &found) || found.Version.Clock >= conntable.LiveClock || found.Version.Node != e.self {
 		return false
 	}
-	if found.Dest != r.Dest && found.Flags&conntable.FlagSync != 0 {
+	other := found.Dest != r.Dest || r.Deleted
+	if other && found.Flags&conntable.FlagSync != 0 {
 		return false
 	}
-	if found.Dest == r.Dest && found.State == r.State {
+	if !other && found.State == r.State {
 		e.outcomes[e.table.Apply(r, 0).Outcome].Add(1)
 		return true
 	}

@@ -288,6 +288,17 @@ func TestNotSyncedWithoutWhatPeersHold(t *testing.T) {
 		if joiner.Synced() {
 			t.Errorf("synced with %d of 100 connections", joiner.table.Len())
 		}
+		for range 10 { // however long it takes, and if they fall silent now and then
+			for _, cut := range []bool{true, false} {
+				for i := range 2 {
+					network.SetCut(network.Get(i+1), joiner.net, cut)
+				}
+				time.Sleep(20 * time.Second)
+			}
+			if joiner.Synced() {
+				t.Fatalf("synced with %d of 100 connections, %v after its start", joiner.table.Len(), time.Since(joiner.started))
+			}
+		}
 		network.SetNoStreams(false)
 		time.Sleep(15 * time.Second)
 		if !joiner.Synced() || joiner.table.Len() != 100 {

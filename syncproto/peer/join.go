@@ -70,6 +70,7 @@ func (s *Session) startPulls(ctx context.Context, now time.Time) (next time.Time
 			continue
 		}
 		p.pullWanted, p.pulling = false, true
+		p.lacking = p.lacking && p.pull.mark != nil // from the beginning it is all
 		s.pulls++
 		t, st := p.target(), p.pull
 		s.group.Go(func() error { s.runPull(ctx, t, st); return nil })
@@ -95,14 +96,14 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 	p.bulk += st.records - before
 	p.received += st.records - before
 	s.pullEndedLocked()
-	anew, lacking := p.anew, p.lacking
-	p.anew, p.lacking = false, false
+	anew := p.anew
+	p.anew = false
 	if p.boot != t.boot {
 		return // begin has arranged for another
 	}
 	p.pullErr = err
 	if err != nil {
-		if !anew && !lacking {
+		if !anew {
 			p.pull = st
 		}
 		p.failures++
@@ -120,6 +121,12 @@ func (s *Session) runPull(ctx context.Context, t pullTarget, st pullState) {
 	p.restPull(now)
 	if anew {
 		return // the next one is due
+	}
+	if p.lacking {
+		p.lacking, p.pullWanted = false, true
+		if !s.hasJoined() && now.Sub(s.started) < awaitMost {
+			return
+		}
 	}
 	p.pulled = true
 	p.had = p.had || p.synced
@@ -150,7 +157,7 @@ func (s *Session) coverLocked(source *peerState) {
 	}
 	for _, p := range s.peers {
 		if p != source && p.synced && !p.pulled && !p.pulling {
-			p.pulled, p.had, p.pullWanted = true, true, false
+			p.pulled, p.pullWanted = true, false
 			s.caughtUpLocked(p)
 			s.receiptLocked(p)
 		}

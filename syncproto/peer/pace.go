@@ -167,7 +167,7 @@ func (s *Session) pullAll() map[*peerState]seal.Boot {
 	for _, p := range s.peers {
 		if p.up(now) {
 			asked[p] = p.boot
-			p.pulled, p.failures, p.pullAt = false, 0, now
+			p.pulled, p.had, p.failures, p.pullAt = false, false, 0, now
 			p.pullAnew()
 		}
 	}

@@ -53,7 +53,7 @@ type peerState struct {
 	pullErr    error
 	pull       pullState // to go on with
 	anew       bool      // the one under way will not do
-	lacking    bool      // it will, unless it breaks: it may lack what came since its mark
+	lacking    bool      // nor will that alone: what was given up since it began may be missing
 	had        bool      // all that it held was pulled once, from it or from who held the same
 	pullTotal  uint32    // for people
 	pullDone   uint64
@@ -104,13 +104,16 @@ func (p *peerState) begin(boot seal.Boot, hb *heartbeat, now time.Time) {
 
 // pullAnew arranges for a pull of all, whatever is under way.
 func (p *peerState) pullAnew() {
-	p.pullWanted, p.pull, p.anew = true, pullState{}, p.pulling
+	p.pullWanted, p.pull, p.anew, p.lacking = true, pullState{}, p.pulling, false
 }
 
 // awaits reports whether a joiner must have what p holds, though it is silent
 // now, or has a new life that does not hold all of it yet.
 func (s *Session) awaits(p *peerState, now time.Time) bool {
-	return p.holds && !p.had && !(p.pulled && p.synced) && now.Sub(p.heardAt) < awaitFor && now.Sub(s.started) < awaitMost
+	if !p.holds || p.had || p.pulled && p.synced {
+		return false
+	}
+	return now.Sub(p.heardAt) < awaitFor && (p.synced || now.Sub(s.started) < awaitMost)
 }
 
 // noteGap arranges for what is missing to be asked for.
@@ -128,7 +131,7 @@ func (p *peerState) noteGap(lost uint64, now time.Time) {
 	if p.gaps.tooMany() {
 		p.gaps.forget(p.gaps.next - 1)
 		p.noteFilled()
-		p.pullWanted, p.pull, p.lacking = true, pullState{}, p.pulling
+		p.pullWanted, p.lacking = true, p.pulling || p.pull.mark != nil
 	}
 }
 

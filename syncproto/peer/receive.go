@@ -189,8 +189,8 @@ func (s *Session) onHeartbeat(node conntable.NodeID, boot seal.Boot, from netip.
 	p.noteGap(p.gaps.told(hb.highest), now)
 	if len(p.gaps.spans) > 0 && p.gaps.spans[0].from < p.lowest && !p.pulling {
 		p.pullWanted = true
-		if p.gaps.spans[0].from > p.pull.highest { // what was pulled before that may lack it
-			p.pull = pullState{}
+		if p.pull.mark != nil && p.gaps.spans[0].from > p.pull.highest {
+			p.lacking = true
 		}
 	}
 	s.toldLocked(p, hb)

@@ -73,6 +73,7 @@ func (s *Session) compareLocked(p *peerState) {
 	p.equal, p.equalH = &equal, h
 	s.comparedLocked()
 	if equal {
+		p.had = p.had || p.pulled && p.synced
 		p.unequal, p.repairWait = 0, 0
 		if !p.repairAt.IsZero() {
 			p.repairAt = earlier(p.repairAt, time.Now().Add(repairAgain))
@@ -122,7 +123,7 @@ func (s *Session) runRepair(ctx context.Context, t pullTarget, horizon uint64, d
 	defer s.wake()
 	p := t.peer
 	s.pulls--
-	p.pulling, p.anew, p.lacking = false, false, false
+	p.pulling, p.anew = false, false
 	p.received += st.records
 	s.pullEndedLocked()
 	if p.boot != t.boot {
