@@ -43,6 +43,16 @@ func (n *node) victim() *victim {
 	return v
 }
 
+// labWithVictim returns three directors under traffic, which stop ends, and the
+// one that things are done to.
+func labWithVictim(t *testing.T) (l *lab, v *victim, stop func()) {
+	t.Helper()
+	l = newLab(t, 3, "")
+	l.start()
+	stop = l.traffic()
+	return l, l.nodes[1].victim(), stop
+}
+
 // begin begins one accident.
 func (v *victim) begin() {
 	v.mark = time.Now()
@@ -101,11 +111,8 @@ func instants(brief, all int) int {
 func random(most time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(most))) }
 
 func TestBound(t *testing.T) {
-	l := newLab(t, 3, "")
-	l.start()
-	stop := l.traffic()
+	l, v, stop := labWithVictim(t)
 	defer stop()
-	v := l.nodes[1].victim()
 
 	for i, n := 0, instants(4, 40); i < n; i++ {
 		// From a moment that nobody notices to one that costs it the share.
@@ -137,11 +144,8 @@ func TestBound(t *testing.T) {
 // Who is left alone, since all others stand still at once as those of a busy
 // machine do, goes on without anybody's grant, and ends with its own heartbeats.
 func TestBoundOfTheLast(t *testing.T) {
-	l := newLab(t, 3, "")
-	l.start()
-	stop := l.traffic()
+	l, v, stop := labWithVictim(t)
 	defer stop()
-	v := l.nodes[1].victim()
 	v.begin()
 	l.nodes[0].signal(syscall.SIGSTOP)
 	l.nodes[2].signal(syscall.SIGSTOP)
@@ -273,11 +277,8 @@ func TestBoundBesideReloads(t *testing.T) {
 // A firewall that stops all of IP on a director, but for the service, leaves
 // its heartbeats their way as frames: it is not taken for dead.
 func TestFirewallIsNotDeath(t *testing.T) {
-	l := newLab(t, 3, "")
-	l.start()
-	stop := l.traffic()
+	l, v, stop := labWithVictim(t)
 	defer stop()
-	v := l.nodes[1].victim()
 	v.begin()
 	v.run("nft", fmt.Sprintf("add table inet fw; add chain inet fw in { type filter hook input priority 0; policy drop; };"+
 		"add rule inet fw in udp dport %d accept; add chain inet fw out { type filter hook output priority 0; policy drop; }", service))
