@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -196,6 +197,23 @@ func TestStreamRefusesStrangers(t *testing.T) {
 				t.Errorf("server: %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// A server that goes away during the handshake is no forger.
+func TestServerThatGoesAway(t *testing.T) {
+	for said, want := range map[int]error{0: io.EOF, 31: io.ErrUnexpectedEOF, 32: io.EOF, 34: io.ErrUnexpectedEOF} {
+		a, b := net.Pipe()
+		go func() {
+			defer b.Close()
+			io.ReadFull(b, make([]byte, helloSize))
+			b.Write(make([]byte, said))
+		}()
+		_, err := Client(a, ring(t, fixedKey(1)), "p")
+		if !errors.Is(err, want) || errors.Is(err, ErrForged) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("after %d bytes: %v, want one line about %v", said, err, want)
+		}
+		a.Close()
 	}
 }
 

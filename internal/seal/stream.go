@@ -4,7 +4,6 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 )
@@ -58,8 +57,11 @@ func Client(rw io.ReadWriter, kr *Keyring, purpose string) (*Stream, error) {
 		return nil, fmt.Errorf("sealed stream: the server closed at hello, as it does for a key it does not have: %w", err)
 	}
 	s := newStream(rw, k, salt[:], purpose, true)
-	if p, err := s.Read(); err != nil || len(p) != 0 {
-		return nil, errors.Join(ErrForged, err)
+	switch p, err := s.Read(); {
+	case err != nil:
+		return nil, fmt.Errorf("sealed stream: the server's first frame: %w", err)
+	case len(p) != 0:
+		return nil, ErrForged
 	}
 	return s, nil
 }

@@ -541,6 +541,23 @@ func TestResync(t *testing.T) {
 	})
 }
 
+// A peer that falls silent is waited for no longer than it takes to notice.
+func TestResyncWhileAPeerFallsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := peertest.New(12)
+		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
+		time.Sleep(3 * time.Second)
+		network.SetCut(a.net, b.net, true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		n, err := b.Resync(ctx)
+		if took := time.Since(began); n != 1 || err != nil || took > 5*time.Second {
+			t.Errorf("asked %d peers, %v after %v; want one that is given up within 5s", n, err, took)
+		}
+	})
+}
+
 // What one node never told the other, or lost, is found by digests and mended
 // on both, though nobody asks for it; and only what differs is sent.
 func TestTablesThatDifferAreMended(t *testing.T) {

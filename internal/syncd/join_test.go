@@ -161,6 +161,77 @@ func TestPullBeginsAnewWhenAllIsAskedFor(t *testing.T) {
 	})
 }
 
+// Nor is it enough if more news was lost during it than can be told again.
+func TestNotSyncedWithoutNewsLostDuringThePull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 4500 // datagrams: more than the ring keeps
+		network, source, joiner := slowPull(t)
+		network.SetCut(source.net, joiner.net, true)
+		for i := range many {
+			source.capture(tcp(i, finWait, 120*time.Second))
+			time.Sleep(6 * time.Millisecond)
+		}
+		network.SetCut(source.net, joiner.net, false)
+		time.Sleep(time.Second) // it is heard of again
+		if p := joiner.peerOf(t, "d1"); p.State != "pulling" || p.PullDone >= slowConns {
+			t.Fatalf("the pull was over before the news came, so this test shows nothing: %+v", p)
+		}
+		network.SetStreamDelay(0)
+		for range 1000 {
+			if joiner.Synced() {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		old := 0
+		for i := range many {
+			var r conntable.Record
+			if k := tcp(i, 0, 0).Key; !joiner.table.Lookup(k, &r) || r.State != finWait {
+				old++
+			}
+		}
+		if !joiner.Synced() || old > 0 {
+			t.Errorf("synced %v, without %d of %d pieces of news; %+v", joiner.Synced(), old, many, joiner.peerOf(t, "d1"))
+		}
+	})
+}
+
+// A source of which no datagram comes any more, but all that was asked for, is
+// waited for.
+func TestNotSyncedBeforeTheStreamEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, source, joiner := slowPull(t)
+		network.SetCut(source.net, joiner.net, true)
+		for range 10_000 {
+			if joiner.Synced() {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+			if joiner.peerOf(t, "d1").HeardMS > 60_000 {
+				network.SetStreamDelay(0)
+			}
+		}
+		if p := joiner.peerOf(t, "d1"); !joiner.Synced() || joiner.table.Len() != slowConns || p.HeardMS < 60_000 {
+			t.Errorf("synced %v with %d of %d connections; %+v", joiner.Synced(), joiner.table.Len(), slowConns, p)
+		}
+	})
+}
+
+const slowConns = 40_000
+
+// slowPull starts a joiner that pulls slowConns connections for minutes.
+func slowPull(t *testing.T) (network *peertest.Network, source, joiner *node) {
+	network = peertest.New(12)
+	source = synced(t, network, 1, slowConns)[0]
+	network.SetStreamDelay(50 * time.Millisecond) // it is not to time out before it begins
+	joiner = start(t, network, 2, newFakeKernel())
+	for joiner.table.Len() == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	network.SetStreamDelay(6 * time.Second)
+	return network, source, joiner
+}
+
 // A source that is restarted, and takes the joiner's stream before it says that
 // it has another life, is pulled from in that.
 func TestPullOfARestartedSource(t *testing.T) {

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"saru/conntable"
 	"saru/internal/config"
 	"saru/internal/control"
@@ -203,6 +205,36 @@ func TestInterfaceVanishesAndReturns(t *testing.T) {
 	l.goesOn("d2 hears d1 on its new interface", 0, 1)
 	l.warns(1, "")
 	l.same()
+}
+
+// An interface without an address may get one, as at boot: syncd ends with the
+// status after which the service tries again, not that of a wrong configuration.
+func TestAddressMayComeLate(t *testing.T) {
+	l := newDaemons(t, 1, envProcess)
+	nh := testnet.Handle(t, l.Nodes[0])
+	eth, err := nh.LinkByName("eth0")
+	must(t, err)
+	addrs, err := nh.AddrList(eth, netlink.FAMILY_V4)
+	must(t, err)
+	if len(addrs) == 0 {
+		t.Fatal("eth0 has no address to take away, so this test shows nothing")
+	}
+	for i := range addrs {
+		must(t, nh.AddrDel(eth, &addrs[i]))
+	}
+	var said bytes.Buffer
+	l.log = &said
+	l.start(0)
+	cmd := l.procs[0]
+	l.procs[0] = nil
+	err = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 1 || !strings.Contains(said.String(), `sync.interface = "eth0": has no IPv4 address`) {
+		t.Errorf("without an address: status %d, %v, said %q; want 1, and what is missing", got, err, &said)
+	}
+	must(t, nh.AddrAdd(eth, &addrs[0]))
+	l.log = os.Stderr
+	l.start(0)
+	l.synced(0)
 }
 
 // warns waits until node i warns of what, or if that is empty of nothing.

@@ -108,12 +108,13 @@ func (p *peerState) pullAnew() {
 }
 
 // awaits reports whether a joiner must have what p holds, though it is silent
-// now, or has a new life that does not hold all of it yet.
+// now, or has a new life that does not hold all of it yet. Who is silent, and
+// sends all the same what was asked for, is not dead.
 func (s *Session) awaits(p *peerState, now time.Time) bool {
 	if !p.holds || p.had || p.pulled && p.synced {
 		return false
 	}
-	return now.Sub(p.heardAt) < awaitFor && (p.synced || now.Sub(s.started) < awaitMost)
+	return p.pulling || now.Sub(p.heardAt) < awaitFor && (p.synced || now.Sub(s.started) < awaitMost)
 }
 
 // noteGap arranges for what is missing to be asked for.
