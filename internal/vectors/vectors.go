@@ -20,7 +20,10 @@ import (
 const (
 	Sealed   = "Sealed"                  // internal/seal
 	Digests  = "Connections and digests" // conntable
-	Messages = "Messages"                // syncproto/peer
+	Messages = "Messages"                // syncproto/peer, as are the next
+	Groups   = "Groups"
+	Others   = "Other messages"
+	Pull     = "A pull"
 )
 
 const (
@@ -69,7 +72,7 @@ func Load(tb testing.TB, path, section string) *Vectors {
 // parse reads the chapter, and returns the names of the vectors of one section.
 func (v *Vectors) parse(text, section string) (own []string) {
 	v.tb.Helper()
-	known := []string{Sealed, Digests, Messages}
+	known := []string{Sealed, Digests, Messages, Groups, Others, Pull}
 	var in, name string
 	code := false
 	for line := range strings.SplitSeq(text, "\n") {

@@ -61,7 +61,7 @@
 //	+---------------+
 //	|M K P D D p V V|  V virtual address  p virtual port  D real server's address
 //	+---------------+  P its port  K kind  M many
-//	|  count (1..)  |  if M; else there is one record
+//	|  count (8)    |  if M: 1 to 255; else there is one record
 //	+---------------+---------------+---------------+---------------+
 //	|  what         |  protocol     |  state        |  flags (16) ..|
 //	+---------------+---------------+---------------+---------------+  if K
@@ -112,7 +112,7 @@
 // In version 1 the head of type 1 has zero for age, and behind node sequence
 // (64), clock (64, the highest version) and age (32, in ms). Its groups are whole,
 //
-//	| count | what | protocol | state | flags (16) | virtual port | real server's port |
+//	| count (8) | what (8) | protocol (8) | state (8) | flags (16) | virtual port (16) | real server's port (16) |
 //	| virtual address | real server's address | timeout (uvarint) | fwmark (uvarint), if bit 1 |
 //
 // what has no bit 6, and each record tells clock - version (uvarint) behind the

@@ -117,7 +117,7 @@ func (h *recordsHead) parse(m *head, c *cursor) error {
 	} else {
 		h.clock, h.sequence, h.age = c.u64(), c.uvarint(conntable.MaxClock), time.Duration(m.age)*ageUnit2
 	}
-	if c.bad || h.sequence == 0 || h.clock > conntable.MaxClock {
+	if c.bad || h.sequence == 0 || h.sequence > conntable.MaxClock || h.clock > conntable.MaxClock {
 		return errMalformed
 	}
 	return nil

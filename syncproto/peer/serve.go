@@ -167,10 +167,7 @@ func (s *Session) greet(conn net.Conn) (st *seal.Stream, first []byte, err error
 // what is in the slices, in a version of the protocol.
 func (s *Session) sendBulk(st *seal.Stream, version uint8, from conntable.Cursor, in *conntable.Slices) error {
 	highest, _ := s.Sent()
-	b := appendHead(nil, typeBegin, s.self)
-	b = binary.BigEndian.AppendUint64(b, highest)
-	b = binary.BigEndian.AppendUint64(b, s.cfg.Clock.Now())
-	b = binary.BigEndian.AppendUint32(b, uint32(s.cfg.Len()))
+	b := appendBegin(nil, s.self, highest, s.cfg.Clock.Now(), uint32(s.cfg.Len()))
 	if err := st.Write(b); err != nil {
 		return err
 	}
@@ -190,7 +187,16 @@ func (s *Session) sendBulk(st *seal.Stream, version uint8, from conntable.Cursor
 			}
 		}
 	}
-	return st.Write(binary.BigEndian.AppendUint64(appendHead(b[:0], typeEnd, s.self), w.records))
+	return st.Write(appendEnd(b[:0], s.self, w.records))
+}
+
+func appendBegin(b []byte, self conntable.NodeID, highest, clock uint64, connections uint32) []byte {
+	b = binary.BigEndian.AppendUint64(appendHead(b, typeBegin, self), highest)
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(b, clock), connections)
+}
+
+func appendEnd(b []byte, self conntable.NodeID, records uint64) []byte {
+	return binary.BigEndian.AppendUint64(appendHead(b, typeEnd, self), records)
 }
 
 // A bulkWriter sends records in frames, some at a time in sorted order.

@@ -121,10 +121,13 @@ func (s *Session) tellServices(now time.Time) time.Time {
 	}
 	s.servicesAt = now
 	s.mu.Unlock()
-	b := binary.BigEndian.AppendUint64(appendHead(nil, typeServices, s.self), digest)
-	d, _ := s.sealer.Seal(nil, b)
+	d, _ := s.sealer.Seal(nil, appendServices(nil, s.self, digest))
 	s.broadcast([][]byte{d}, true)
 	return now.Add(servicesEvery)
+}
+
+func appendServices(b []byte, self conntable.NodeID, digest uint64) []byte {
+	return binary.BigEndian.AppendUint64(appendHead(b, typeServices, self), digest)
 }
 
 // onServices takes a peer's digest.

@@ -113,6 +113,8 @@ func TestWhatIsDropped(t *testing.T) {
 			{"a bulk message", sealed(appendHead(nil, typeBegin, other)), DropType},
 			{"half a heartbeat", sealed(hb.append(nil, other)[:40]), DropMalformed},
 			{"records without a sequence", body(0, nil), DropMalformed},
+			{"a sequence out of range", sealed((&recordsHead{version: 2, sequence: conntable.MaxClock + 1, clock: clock}).append(nil, other)), DropMalformed},
+			{"version 1, a sequence out of range", sealed((&recordsHead{version: 1, sequence: conntable.MaxClock + 1, clock: clock}).append(nil, other)), DropMalformed},
 			{"bad groups", body(5, []byte{1, 0x80}), DropGroups},
 			{"the same records again", body(5, nil), DropDuplicate},
 			{"a record of long ago", at(long, 6, ago), DropLate},

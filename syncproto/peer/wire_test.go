@@ -3,7 +3,7 @@ package peer
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/hex"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -14,6 +14,7 @@ import (
 
 	"saru/conntable"
 	"saru/internal/seal"
+	"saru/internal/vectors"
 	"saru/syncproto/peer/peertest"
 )
 
@@ -60,16 +61,7 @@ func decode(t testing.TB, b []byte, m origin) []conntable.Record {
 	return out
 }
 
-func fromHex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(string(bytes.ReplaceAll(bytes.ReplaceAll([]byte(s), []byte("\n"), nil), []byte(" "), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func TestGoldenMessages(t *testing.T) {
+func TestGoldenGroups(t *testing.T) {
 	three := []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 1), conn("10.1.0.3:40002", 1)}
 	three[2].Dest = netip.MustParseAddrPort("192.168.6.11:8081")
 	two := []conntable.Record{conn("10.1.0.1:40000", 1), conn("10.1.0.2:40001", 1)}
@@ -89,57 +81,17 @@ func TestGoldenMessages(t *testing.T) {
 	six.Virtual, six.Dest = netip.MustParseAddrPort("[2001:db8::100]:80"), netip.MustParseAddrPort("[2001:db8::a]:80")
 	six.Timeout, six.Remaining, six.Deleted = 120*time.Second, 120*time.Second, true
 
-	for _, c := range []struct {
-		name string
-		got  []byte
-		want string
-	}{
-		{"ask", appendReceipt(nil, typeAsk, self, seal.Boot{1, 2, 3, 4, 5, 6, 7, 8}, 9), `01 05 0000 01020304 0102030405060708 0000000000000009`},
-		{"four records", body(t, 2, append(three, closing)...), `
-			ff 02 00 06 01 0003 8407 0a090064 0050 c0a8060a 1f90
-			0a010001 9c40
-			0a010002 9c41
-			28 0b 1f91
-			0a010003 9c42
-			76 40 06 04 0003 78 0164 01bb 070a 01bb
-			0a010004 9c43 63`},
-		{"all that there is", body(t, 2, full), `
-			7f 3a 06 01 1003 8407 05 0a090064 0050 c0a8060a 1f90
-			0a010003 0000 00000009 e0d403
-			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
-		{"a real server of the other family", body(t, 2, mixed), `
-			47 08 06 01 0003 8407 0a090064 0050
-			0a010005 9c44 04 20010db800000000000000000000000a`},
-		{"version 1, two records", body(t, 1, two...), `
-			02 00 06 01 0003 0050 1f90 0a090064 c0a8060a 8407
-			0a010001 9c40 64
-			0a010002 9c41 00`},
-		{"version 1, all that there is", body(t, 1, full), `
-			01 3a 06 01 1003 0050 1f90 0a090064 c0a8060a 8407 05
-			0a010003 0000 00 00000009 e0d403
-			03 00000001 00000002 00000003 00000004 00000005 00000006 03 736970 02 6964`},
-		{"version 1, IPv6 gone", body(t, 1, six), `
-			01 05 06 04 0003 0050 0050
-			20010db8000000000000000000000100 20010db800000000000000000000000a 78
-			20010db8000000000000000000000001 9c40 00`},
-		{"records head", (&recordsHead{version: 2, sequence: 300, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self), `
-			02 01 0003 01020304 00000000000f42a4 ac02`},
-		{"version 1, records head", (&recordsHead{version: 1, sequence: 7, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self), `
-			01 01 0000 01020304 0000000000000007 00000000000f42a4 00000021`},
-		{"heartbeat", (&heartbeat{
-			incarnation: 1, highest: 9, lowest: 2, clock: 3, horizon: 4, digest: 5,
-			connections: 6, flags: flagSynced, port: 8849, name: "d1", version: 2, streams: 3, rate: 100_000,
-			ask: 7, answers: []answer{{9, 8}},
-		}).append(nil, self), `
-			01 02 0000 01020304 0000000000000001 0000000000000009 0000000000000002 0000000000000003
-			0000000000000004 0000000000000005 00000006 0001 2291 02 6431 02 03 0100 000186a0
-			0000000000000007 00000009 0000000000000008`},
-		{"missing", (&missing{boot: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, ranges: []span{{3, 3}, {5, 9}}}).append(nil, self), `
-			01 03 0000 01020304 0102030405060708 0002 0000 0000000000000003 00000001 0000000000000005 00000005`},
-		{"pull", appendPull(nil, 2, self, "d1", nil), "02 10 0000 01020304 02 6431"},
+	groups := vectors.Load(t, "../../docs/protocol.md", vectors.Groups)
+	for name, got := range map[string][]byte{
+		"four records":       body(t, 2, append(three, closing)...),
+		"all that there is":  body(t, 2, full),
+		"other family":       body(t, 2, mixed),
+		"version 1 records":  body(t, 1, two...),
+		"version 1 template": body(t, 1, full),
+		"version 1 gone":     body(t, 1, six),
 	} {
-		if want := fromHex(t, stripTabs(c.want)); !bytes.Equal(c.got, want) {
-			t.Errorf("%s:\n got %x\nwant %x", c.name, c.got, want)
+		if want := groups.Bytes(name); !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got %x\nwant %x", name, got, want)
 		}
 	}
 	if got := decode(t, body(t, 2, mixed, three[0]), origin{version: 2, clock: 1_000_000}); !reflect.DeepEqual(got, []conntable.Record{three[0], mixed}) {
@@ -153,7 +105,68 @@ func TestGoldenMessages(t *testing.T) {
 	}
 }
 
-func stripTabs(s string) string { return string(bytes.ReplaceAll([]byte(s), []byte("\t"), nil)) }
+func TestGoldenMessages(t *testing.T) {
+	v := vectors.Load(t, "../../docs/protocol.md", vectors.Others)
+	boot := seal.Boot{1, 2, 3, 4, 5, 6, 7, 8}
+	items := []ServiceItem{ // in another order than the digest's
+		{v.Text("services' second name"), v.Text("services' second value")},
+		{v.Text("services' first name"), v.Text("services' first value")},
+	}
+	for name, got := range map[string][]byte{
+		"records head":           (&recordsHead{version: 2, sequence: 300, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self),
+		"version 1 records head": (&recordsHead{version: 1, sequence: 7, clock: 1_000_100, age: 33 * time.Millisecond}).append(nil, self),
+		"answering heartbeat": (&heartbeat{
+			incarnation: 1, highest: 9, lowest: 2, clock: 3, horizon: 4, digest: 5,
+			connections: 6, flags: flagSynced, port: 8849, name: "d1", version: 2, streams: 3, rate: 100_000,
+			ask: 7, answers: []answer{{9, 8}}, paths: []path{{8, 1472, true}},
+		}).append(nil, self),
+		"missing":  (&missing{boot: boot, ranges: []span{{3, 3}, {5, 9}}}).append(nil, self),
+		"ask":      appendReceipt(nil, typeAsk, self, boot, 9),
+		"receipt":  appendReceipt(nil, typeReceipt, self, boot, 9),
+		"services": appendServices(nil, self, newServiceList(items).digest),
+	} {
+		if want := v.Bytes(name); !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got %x\nwant %x", name, got, want)
+		}
+	}
+}
+
+// The document's answer to a pull is read to its end.
+func TestGoldenPull(t *testing.T) {
+	v := vectors.Load(t, "../../docs/protocol.md", vectors.Pull)
+	frames := [][]byte{v.Bytes("begin"), append(v.Bytes("bulk head"), v.Bytes("four records")...), v.Bytes("mark"), v.Bytes("end")}
+	if got := appendBegin(nil, self, 300, 1_000_000, 4); !bytes.Equal(got, frames[0]) {
+		t.Errorf("begin is %x, the document says %x", got, frames[0])
+	}
+	if got := appendEnd(nil, self, 4); !bytes.Equal(got, frames[3]) {
+		t.Errorf("end is %x, the document says %x", got, frames[3])
+	}
+	s, got := session(t, keys(t, keyA), "d1", peertest.New(1).Node(1))
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	go func() {
+		st, err := seal.Server(b, s.keys.Load(), purposeBulk)
+		for _, frame := range frames {
+			if err == nil {
+				err = st.Write(frame)
+			}
+		}
+	}()
+	st, err := seal.Client(a, s.keys.Load(), purposeBulk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state pullState
+	r := bulkReader{s: s, t: pullTarget{peer: &peerState{}}, st: &state, merge: deliveries{deliver: s.cfg.Deliver}}
+	if err := r.read(st); err != nil {
+		t.Fatal(err)
+	}
+	mark := frames[2][8:]
+	if len(*got) != 4 || state.highest != 300 || state.total != 4 || state.marked != 4 || !bytes.Equal(state.mark, mark) {
+		t.Errorf("read %+v, %d records; want 4 and the mark %x", state, len(*got), mark)
+	}
+}
 
 func drawRecord(t *rapid.T) conntable.Record {
 	v6 := rapid.Bool().Draw(t, "v6")
