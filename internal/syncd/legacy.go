@@ -66,6 +66,7 @@ type Bridge struct {
 	log   *slog.Logger
 	link  LegacyLink
 	known legacyServices
+	up    chan struct{}
 
 	taken, old, same, stranger, strange, full, served atomic.Uint64
 	refreshed, passes                                 atomic.Uint64
@@ -75,7 +76,7 @@ type Bridge struct {
 // runs. The link delivers to Heard.
 func NewBridge(e *Engine, s LegacySettings) *Bridge {
 	e.toLegacy = newQueue(e.table, conntable.ToLegacy)
-	b := &Bridge{LegacySettings: s, e: e, log: e.log}
+	b := &Bridge{LegacySettings: s, e: e, log: e.log, up: make(chan struct{})}
 	e.bridge = b
 	return b
 }
@@ -85,17 +86,35 @@ func (b *Bridge) SetLink(l LegacyLink) { b.link = l }
 
 // Run hears and tells until ctx ends.
 func (b *Bridge) Run(ctx context.Context) error {
-	if !await(ctx, b.e.finding.all) {
+	f := b.e.finding
+	if !await(ctx, f.first) {
+		return nil
+	}
+	late := !f.read.Load()
+	if late {
+		b.log.Info("legacy directors are heard, and told, when the kernel's table is read")
+		close(b.up)
+	}
+	if !await(ctx, f.all) {
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.link.Run(ctx) })
 	g.Go(func() error { return b.tell(ctx) })
+	if !late {
+		g.Go(func() error {
+			if await(ctx, b.link.Ready()) {
+				close(b.up)
+			}
+			return nil
+		})
+	}
 	return g.Wait()
 }
 
-// Ready is closed when legacy directors are heard.
-func (b *Bridge) Ready() <-chan struct{} { return b.link.Ready() }
+// Ready is closed when legacy directors are heard; or, where the kernel's table
+// takes minutes to read, before that: who starts us does not wait for so long.
+func (b *Bridge) Ready() <-chan struct{} { return b.up }
 
 func (b *Bridge) String() string { return "legacy bridge" }
 
@@ -119,7 +138,7 @@ func (b *Bridge) Heard(c *conntable.Connection) {
 	case found && sameTelling(&have, &r):
 		b.same.Add(1)
 		return
-	case !found && b.e.table.Len() >= b.e.table.Limit()/10*9:
+	case !found && b.e.entries() >= b.e.table.Limit()/10*9:
 		b.full.Add(1) // the last tenth is for what came with a key
 		return
 	}

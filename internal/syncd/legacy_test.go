@@ -51,11 +51,17 @@ func (l *fakeLegacy) of(c conntable.Connection) []conntable.Connection {
 // service with the real servers realA and realB.
 func startBridged(t *testing.T, network *peertest.Network, i int, k *fakeKernel) (*node, *Bridge, *fakeLegacy) {
 	t.Helper()
+	return startBridgedOf(t, network, i, k, 0)
+}
+
+// startBridgedOf is startBridged with a mirror of so many entries.
+func startBridgedOf(t *testing.T, network *peertest.Network, i int, k *fakeKernel, limit int) (*node, *Bridge, *fakeLegacy) {
+	t.Helper()
 	for _, r := range []netip.AddrPort{realA, realB} {
 		k.targets[Target{Virtual: vip, Protocol: 6, Dest: r}] = struct{}{}
 	}
 	n := &node{kernel: k, net: network.Node(i)}
-	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: testKeys, Transport: n.net, Log: slog.New(slog.DiscardHandler)})
+	n.Engine = New(Config{Node: fmt.Sprintf("d%d", i), Keys: testKeys, Transport: n.net, Log: slog.New(slog.DiscardHandler), Limit: limit})
 	n.SetKernel(k)
 	b := NewBridge(n.Engine, LegacySettings{Interface: "eth0", SyncID: 7, Resend: time.Minute})
 	link := &fakeLegacy{told: map[conntable.Key][]conntable.Connection{}, up: make(chan struct{})}
@@ -74,6 +80,58 @@ func startBridged(t *testing.T, network *peertest.Network, i int, k *fakeKernel)
 	})
 	t.Cleanup(n.stop)
 	return n, b, link
+}
+
+// Who starts syncd waits for legacy directors to be heard, but not while a long
+// table is read, before which they are not.
+func TestLegacyIsReady(t *testing.T) {
+	for name, slices := range map[string]int{"a short table": 1, "a long table": 20} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newFakeKernel()
+				k.slow = time.Second
+				for i := range slices * slice {
+					k.found = append(k.found, tcp(i, established, 900*time.Second))
+				}
+				_, bridge, link := startBridged(t, peertest.New(1), 1, k)
+				time.Sleep(foundAtOnce + time.Second/2)
+				if long := slices > 1; !closed(bridge.Ready()) || closed(link.up) == long {
+					t.Errorf("ready %v, heard %v; want true, %v", closed(bridge.Ready()), closed(link.up), !long)
+				}
+				time.Sleep(time.Duration(slices) * k.slow)
+				if !closed(link.up) {
+					t.Error("never heard")
+				}
+			})
+		})
+	}
+}
+
+func closed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// What has no key leaves a tenth of the mirror free, tombstones included.
+func TestLegacyLeavesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, bridge, _ := startBridgedOf(t, peertest.New(1), 1, newFakeKernel(), 10_000)
+		time.Sleep(3 * time.Second)
+		for i := range 9000 {
+			c := conntable.Record{Connection: tcp(i, established, 900*time.Second), Version: n.clock.Next(), Deleted: i%2 == 0}
+			c.Remaining = c.Timeout
+			n.table.Apply(&c, 0)
+		}
+		c := tcp(9000, established, 900*time.Second)
+		bridge.Heard(&c)
+		if st := n.Status().Legacy; st.Taken != 0 || st.Drops["full"] != 1 {
+			t.Errorf("with 9,000 of 10,000 places taken: %+v", st)
+		}
+	})
 }
 
 func TestLegacyWordReachesAllKernels(t *testing.T) {
