@@ -103,11 +103,13 @@ test-kernels: deps build kmod ## the lab's tests on 6.1 and on 6.12 (KERNELS="6.
 		SARU_LAB_ACCEL=icount $(MAKE) --no-print-directory lab-tests KERNEL=$$k LAB_TIMEOUT=1h LAB_FLAGS='--smp 1' LAB_TESTS=./test/e2e LAB_RUN='^Test($(COUNTED))$$$$'; \
 	done | $(GO) run ./test/cmd/testsum
 
+SHORT = -short
+
 # One guest at a time (-p 1): a guest takes both cores.
 .PHONY: lab-tests
 lab-tests:
 	@bin/lab fetch --kernel $(KERNEL) >&2
-	@$(GO) test -json -short -p 1 -count=1 -timeout $(LAB_TIMEOUT) $(if $(LAB_SKIP),-skip '$(LAB_SKIP)') $(if $(LAB_RUN),-run '$(LAB_RUN)') -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --timeout $(LAB_TIMEOUT) $(LAB_FLAGS) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
+	@$(GO) test -json $(SHORT) -p 1 -count=1 -timeout $(LAB_TIMEOUT) $(if $(LAB_SKIP),-skip '$(LAB_SKIP)') $(if $(LAB_RUN),-run '$(LAB_RUN)') -exec '$(CURDIR)/bin/lab run --kernel $(KERNEL) --timeout $(LAB_TIMEOUT) $(LAB_FLAGS) --out $(CURDIR)/$(OUT)/lab-$(KERNEL) --env SYNCD_TEST_BINARY=$(CURDIR)/bin/syncd --' $(LAB_TESTS)
 
 .PHONY: rewriting-tests
 rewriting-tests:
@@ -140,6 +142,10 @@ kmod-debug: deps build ## the module's tests on a kernel with KASAN, lockdep and
 .PHONY: kmod-deb
 kmod-deb: deps ## the module's Debian package for DKMS, built and installed in a root of its own
 	$(MAKE) -C kmod deb deb-test
+
+.PHONY: rolling
+rolling: deps build ## each director drained and restarted under load as a test, in a guest (KERNEL=6.1|6.12)
+	@$(MAKE) --no-print-directory lab-tests SHORT= LAB_TESTS=./test/e2e LAB_RUN='^TestFlowsOutliveARollingRestart$$$$' | $(GO) run ./test/cmd/testsum
 
 .PHONY: demo
 demo: deps build ## three directors, six power cuts, every flow must live (KERNEL=6.1|6.12, SYNC=syncd|kernel|kernel-tuned)

@@ -13,7 +13,8 @@ import (
 const smallTable = 1 << 12
 
 // Check prints what s asks for and what the kernel can do. Its error says what
-// keeps syncd from mirroring. It changes nothing.
+// keeps syncd from mirroring. It changes nothing, but the kernel loads its module
+// when it is asked for it.
 func Check(w io.Writer, s *Settings) error {
 	fmt.Fprintf(w, "configuration  good: node %s, source %s, at most %d connections\n", s.Node, s.Source, s.Limit)
 	module := checkModule()
