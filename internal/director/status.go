@@ -219,7 +219,7 @@ func (d *daemon) memberStatus(st *Status, snap *membership.Snapshot, addrs map[m
 	for _, g := range gossiped {
 		st.Members = append(st.Members, MemberStatus{
 			Name: g.Name, Addr: g.Addr.Addr().String(), Role: g.Role, State: "unheard", Weight: g.Weight, Version: g.Version,
-			Why: "gossips but no heartbeat of it is heard; is its UDP port blocked, or its cluster.name or share.id another?",
+			Why: "gossips but no heartbeat of it is heard; are its UDP port and its frames blocked, or is its share.id another?",
 		})
 	}
 	slices.SortFunc(st.Members[1:], func(a, b MemberStatus) int { return cmp.Compare(a.Name, b.Name) })
