@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"saru/conntable"
-	"saru/syncproto/peer/peertest"
 )
 
 const closedLife = 10 * time.Second // the kernel's timeout in CLOSE
@@ -15,9 +14,7 @@ const closedLife = 10 * time.Second // the kernel's timeout in CLOSE
 // A pair is two synced directors.
 func pair(t *testing.T, seed uint64) (a, b *node) {
 	t.Helper()
-	network := peertest.New(seed)
-	a, b = start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
-	time.Sleep(3 * time.Second)
+	a, b, _ = twoNodes(t, seed)
 	if !a.Synced() || !b.Synced() {
 		t.Fatal("not synced after 3 s")
 	}

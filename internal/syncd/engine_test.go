@@ -544,9 +544,7 @@ func TestResync(t *testing.T) {
 // A peer that falls silent is waited for no longer than it takes to notice.
 func TestResyncWhileAPeerFallsSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := peertest.New(12)
-		a, b := start(t, network, 1, newFakeKernel()), start(t, network, 2, newFakeKernel())
-		time.Sleep(3 * time.Second)
+		a, b, network := twoNodes(t, 12)
 		network.SetCut(a.net, b.net, true)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

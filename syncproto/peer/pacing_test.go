@@ -53,6 +53,45 @@ func TestPullLacksWhatWasGivenUp(t *testing.T) {
 	}
 }
 
+// A joiner has not pulled what a peer holds by a pull that lacks something: it
+// pulls once more.
+func TestPullThatLacksIsDoneAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kr := keys(t, keyA)
+		network := peertest.New(1)
+		a, _ := session(t, kr, "d1", network.Node(1))
+		b, _ := session(t, kr, "d2", network.Node(2))
+		a.SetSynced(true)
+		network.SetStreamDelay(200 * time.Millisecond)
+		runAll(t, a, b)
+		of := func() (p peerState) {
+			time.Sleep(time.Millisecond)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if q := b.peers[a.self]; q != nil {
+				p = *q
+			}
+			return p
+		}
+		for !of().pulling {
+		}
+		b.mu.Lock()
+		b.peers[a.self].lacking = true
+		b.mu.Unlock()
+		for of().pulledAt.IsZero() {
+		}
+		if p := of(); p.pulled || !p.pulling {
+			t.Errorf("after a pull that lacks something: pulled %v, another under way %v", p.pulled, p.pulling)
+		}
+		for range 10_000 {
+			if of().pulled {
+				return
+			}
+		}
+		t.Error("never pulled whole")
+	})
+}
+
 // A difference that comes after the tables had agreed again does not wait as
 // long as the repairs before had come to wait.
 func TestRepairsOfANewDifferenceAreSoon(t *testing.T) {
